@@ -1,0 +1,90 @@
+"""Renders a run as one HTML file that needs nothing else: no script, no font, no image, no network.
+
+The page says what was asked, what was measured, what was changed and how to do it again. Values are escaped by the
+template engine; the page's own content policy forbids loading anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from reports import plots, quantities
+from reports.comparison import compare_layers
+from reports.records import CandidateRecord, RunRecord
+
+_VERDICTS = {
+    "met": ("✓", "Target met"),
+    "not-met": ("✗", "Target not met"),
+    "undecided": ("?", "Undecided"),
+    "verification-failed": ("!", "Verification failed"),
+}
+_OUTCOMES = {"base": "■ base", "met": "● met", "above": "▲ above", "undecided": "◆ undecided", "failed": "✕ failed"}
+
+
+def render(run: RunRecord) -> str:
+    """The report as HTML text (UTF-8).
+
+    The schema version was checked when the record was made: `RunRecord` exists only in this version's schema.
+    """
+    sign, verdict = _VERDICTS[run.verdict]
+    after = run.chosen
+    rows = compare_layers(run.base.layers, after.layers, after.edits) if after and after.layers else []
+    slowest_ms = max((layer.predicted_ms or 0.0 for row in rows for layer in (row.before, row.after) if layer),
+                     default=0.0)
+    points = _points(run)
+    return _environment().get_template("report.html.jinja").render(
+        run=run, base=run.base, after=after, sign=sign, verdict=verdict, outcomes=_OUTCOMES, layer_rows=rows,
+        slowest_ms=slowest_ms, plot_wide=_plot(run, points, 720, 400), plot_narrow=_plot(run, points, 348, 330),
+        plotted={point.outcome for point in points}, marker=plots.marker)
+
+
+def _environment() -> jinja2.Environment:
+    """Strict (an unknown name is an error) and escaping; the filters are the spellings of `quantities`."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    for name in ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant"):
+        environment.filters[name] = getattr(quantities, name)
+    for name in ("interval", "percent_interval", "speedup", "change"):
+        environment.globals[name] = getattr(quantities, name)
+    return environment
+
+
+def _points(run: RunRecord) -> list[plots.Point]:
+    """Every candidate with a latency and a quality of the shown metric; the two metrics never share an axis."""
+    metric = _metric(run)
+    points = []
+    for candidate in run.probes:
+        measured, quality = run.primary(candidate), candidate.quality
+        if measured is None or quality is None or quality.metric != metric or candidate.failure:
+            continue
+        points.append(plots.Point(
+            label=_label(run, candidate), x_ms=measured.median_ms, low_ms=measured.low_ms, high_ms=measured.high_ms,
+            y_percent=quality.value_percent, low_percent=quality.low_percent, high_percent=quality.high_percent,
+            outcome=candidate.verdict, chosen=candidate is run.chosen, link=f"candidate-{candidate.index}"))
+    return points
+
+
+def _metric(run: RunRecord) -> str | None:
+    return next((probe.quality.metric for probe in reversed(run.probes) if probe.quality), None)
+
+
+def _label(run: RunRecord, candidate: CandidateRecord) -> str:
+    if candidate.index == run.winner:
+        return f"#{candidate.index} winner"
+    if candidate.index == 0:
+        return "base"
+    return f"#{candidate.index} closest" if candidate.index == run.best and run.winner is None else f"#{candidate.index}"
+
+
+def _plot(run: RunRecord, points: list[plots.Point], width: int, height: int) -> str | None:
+    if not points:
+        return None
+    metric = _metric(run)
+    original = run.original_percent(metric)
+    floor = None
+    if run.goal.max_drop_points is not None and original is not None:
+        floor = max(0.0, original - run.goal.max_drop_points)
+    return plots.latency_quality(points, target_ms=run.goal.latency_ms, floor_percent=floor, metric=metric,
+                                 width=width, height=height)

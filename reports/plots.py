@@ -1,0 +1,201 @@
+"""The latency-quality plot, drawn as inline SVG: no library, no script, colours left to the page's style sheet.
+
+Markers differ by shape as well as by colour, so that the plot reads in grey and for colour-blind readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+_FONT_PX = 12.0
+_MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 58.0, 16.0, 26.0, 46.0
+_MARKER_PX = 5.5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured candidate: `x` in ms, `y` in percent, each with its interval; `link` is a fragment of the page."""
+
+    label: str
+    x_ms: float
+    low_ms: float
+    high_ms: float
+    y_percent: float
+    low_percent: float
+    high_percent: float
+    outcome: str
+    chosen: bool = False
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class _Box:
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: _Box) -> float:
+        """Shared area, in square pixels."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return width * height if width > 0 and height > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Maps values of `low`..`high` to pixels `start`..`end` and knows its round ticks."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    step: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, limit: float = math.inf) -> list[tuple[float, str]]:
+        """Multiples of the step inside the axis and not above `limit`, spelled with one number of decimals."""
+        decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
+        first, last = math.ceil(self.low / self.step - 1e-9), math.floor(min(self.high, limit) / self.step + 1e-9)
+        return [(index * self.step, f"{index * self.step:.{decimals}f}") for index in range(first, last + 1)]
+
+
+def _axis(values: Sequence[float], start: float, end: float, spacing_px: float) -> _Axis:
+    """An axis over the values with room at both ends; equal values get a span of their own."""
+    low, high = min(values), max(values)
+    span = high - low
+    if span < 1e-6 * max(abs(high), 1e-6):
+        span = max(0.1 * abs(high), 1e-3)
+    pad = 0.08 * span if high > low else span
+    low, high = low - pad, high + pad
+    if 0 > low >= -pad:
+        low = 0.0
+    rough = (high - low) * spacing_px / abs(end - start)
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * 0.999)
+    return _Axis(low, high, start, end, step)
+
+
+def latency_quality(points: Sequence[Point], *, target_ms: float, floor_percent: float | None, metric: str,
+                    width: int = 720, height: int = 400) -> Markup:
+    """Latency (ms, across) against quality (percent, up), with the target and, if one was set, the quality floor.
+
+    Args:
+        points: at least one; coincident points are allowed, their labels move apart.
+        target_ms: the latency asked for, drawn as an upright line.
+        floor_percent: the least quality allowed, drawn as a level line.
+        metric: names the upright axis.
+        width, height: size of the drawing in CSS pixels at scale 1.
+    """
+    left, right, top, bottom = _MARGIN_LEFT, width - _MARGIN_RIGHT, _MARGIN_TOP, height - _MARGIN_BOTTOM
+    x = _axis([value for each in points for value in (each.low_ms, each.x_ms, each.high_ms)] + [target_ms],
+              left, right, 85)
+    levels = [value for each in points for value in (each.low_percent, each.y_percent, each.high_percent)]
+    y = _axis(levels + ([floor_percent] if floor_percent is not None else []), bottom, top, 45)
+
+    description = f"Latency against {metric}: " + "; ".join(
+        f"{each.label} {each.x_ms:.3g} ms, {each.y_percent:.2f} %" for each in points)
+    parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">']
+    for value, text in x.ticks():
+        parts.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
+        parts.append(_text(x(value), bottom + 17, text, "tick", "middle"))
+    for value, text in y.ticks(limit=100.0):
+        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(_text(left - 8, y(value) + 4, text, "tick", "end"))
+    parts.append(f'<path class="axis" d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}"/>')
+    parts.append(_text((left + right) / 2, height - 8, "latency, ms (less is better)", "axis-name", "middle"))
+    parts.append(_text(left - 48, top - 12, f"{metric}, % (more is better)", "axis-name", "start"))
+
+    taken = [_marker_box(x(each.x_ms), y(each.y_percent)) for each in points]
+    parts += _guides(x, y, target_ms, floor_percent, left, right, top, bottom, taken)
+    for each in points:
+        parts.append(_whiskers(each, x, y))
+    for each in sorted(points, key=lambda each: each.chosen):
+        parts.append(_labelled_marker(each, x(each.x_ms), y(each.y_percent), taken, _Box(left, top, right, bottom)))
+    parts.append("</svg>")
+    return Markup("".join(parts))
+
+
+def marker(outcome: str, x: float = 0.0, y: float = 0.0) -> Markup:
+    """The sign of an outcome: square base, disc met, triangle above, diamond undecided."""
+    r = _MARKER_PX
+    shapes: dict[str, Callable[[], str]] = {
+        "base": lambda: f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}z",
+        "met": lambda: f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
+        "above": lambda: f"M{x:.1f} {y - r - 1:.1f}l{r + 1} {2 * r}h{-2 * r - 2}z",
+        "undecided": lambda: f"M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}"
+                             f"l{-r - 1.5} {-r - 1.5}z",
+    }
+    return Markup(f'<path class="mark {escape(outcome)}" d="{shapes[outcome]()}"/>')
+
+
+def _text(x: float, y: float, text: str, css_class: str, anchor: str) -> str:
+    return f'<text class="{css_class}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _text_width(text: str) -> float:
+    """An upper estimate for a proportional sans serif; there is no font to ask."""
+    return 0.6 * _FONT_PX * len(text)
+
+
+def _marker_box(x: float, y: float) -> _Box:
+    r = _MARKER_PX + 2
+    return _Box(x - r, y - r, x + r, y + r)
+
+
+def _guides(x: _Axis, y: _Axis, target_ms: float, floor_percent: float | None, left: float, right: float, top: float,
+            bottom: float, taken: list[_Box]) -> list[str]:
+    """The target and floor lines with their names; the names' boxes are added to `taken`."""
+    parts, at = [], x(target_ms)
+    name = f"target {target_ms:.4g} ms"
+    to_the_left = at + 6 + _text_width(name) > right
+    parts.append(f'<line class="target" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
+    parts.append(_text(at - 6 if to_the_left else at + 6, top + 11, name, "target-name", "end" if to_the_left else "start"))
+    start = at - 6 - _text_width(name) if to_the_left else at + 6
+    taken.append(_Box(start, top, start + _text_width(name), top + 15))
+    if floor_percent is not None:
+        level, name = y(floor_percent), f"floor {floor_percent:.2f} %"
+        parts.append(f'<line class="floor" x1="{left:.1f}" x2="{right:.1f}" y1="{level:.1f}" y2="{level:.1f}"/>')
+        below = min(level + 15, bottom - 3)
+        parts.append(_text(right - 4, below, name, "floor-name", "end"))
+        taken.append(_Box(right - 4 - _text_width(name), below - 12, right, below + 3))
+    return parts
+
+
+def _whiskers(point: Point, x: _Axis, y: _Axis) -> str:
+    across, up = x(point.x_ms), y(point.y_percent)
+    return (f'<path class="whisker" d="M{x(point.low_ms):.1f} {up:.1f}H{x(point.high_ms):.1f}'
+            f'M{across:.1f} {y(point.low_percent):.1f}V{y(point.high_percent):.1f}"/>')
+
+
+def _labelled_marker(point: Point, x: float, y: float, taken: list[_Box], frame: _Box) -> str:
+    """Marker and label; the label takes the nearest place that covers no marker, label or edge."""
+    width = _text_width(point.label)
+    best: tuple[float, _Box] | None = None
+    for distance in (9.0, 20.0, 32.0, 46.0):
+        for dx, dy in ((1, 0), (0.7, -0.7), (0.7, 0.7), (-1, 0), (-0.7, -0.7), (-0.7, 0.7), (0, -1), (0, 1)):
+            centre_y = y + dy * distance
+            box_left = x + dx * distance - (width if dx < 0 else width / 2 if dx == 0 else 0)
+            box = _Box(box_left, centre_y - 7, box_left + width, centre_y + 7)
+            outside = 14 * width - box.overlap(frame)
+            cost = sum(box.overlap(other) for other in taken) + 2 * outside + distance
+            if best is None or cost < best[0]:
+                best = cost, box
+    box = best[1]
+    taken.append(box)
+    nearest_x, nearest_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+    parts = []
+    if math.hypot(nearest_x - x, nearest_y - y) > 14:
+        parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{nearest_x:.1f}" y2="{nearest_y:.1f}"/>')
+    if point.chosen:
+        parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="{_MARKER_PX + 4.5}"/>')
+    parts.append(marker(point.outcome, x, y))
+    parts.append(_text(box.left, box.bottom - 3, point.label, "label chosen" if point.chosen else "label", "start"))
+    body = "".join(parts)
+    return f'<a href="#{escape(point.link)}">{body}</a>' if point.link else body

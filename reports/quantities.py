@@ -1,0 +1,115 @@
+"""Numbers as people read them: three significant digits, a unit always, a true minus sign.
+
+Shared by the console and the HTML report, so that one quantity has one spelling everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+_MINUS = "−"
+
+
+def significant(value: float) -> str:
+    """Three significant digits: `8.31`, `12.3`, `0.00420`, `1,234`, `3.20e−7`; never scientific from 1e-4 up."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.3g}")
+    exponent = math.floor(math.log10(abs(rounded)))
+    if exponent >= 3:
+        text = f"{value:,.0f}"
+    elif exponent >= -4:
+        text = f"{rounded:.{max(0, 2 - exponent)}f}"
+    else:
+        text = f"{rounded / 10.0**exponent:.2f}e{exponent}"
+    return text.replace("-", _MINUS)
+
+
+def milliseconds(value_ms: float | None) -> str:
+    return MISSING if value_ms is None else f"{significant(value_ms)} ms"
+
+
+def interval(low: float, high: float) -> str:
+    """`[8.29, 8.34]`; the unit stands on the value it belongs to."""
+    return f"[{significant(low)}, {significant(high)}]"
+
+
+def percent(value_percent: float | None) -> str:
+    """Two decimals: test sets of some thousand samples resolve hundredths of a point."""
+    return MISSING if value_percent is None else f"{value_percent:.2f} %"
+
+
+def percent_interval(low_percent: float, high_percent: float) -> str:
+    return f"[{low_percent:.1f}, {high_percent:.1f}]"
+
+
+def points(delta_points: float | None) -> str:
+    """A signed difference of two percentages: `−0.35 pt`, `+0.10 pt`, `±0.00 pt`."""
+    if delta_points is None:
+        return MISSING
+    text = f"{abs(delta_points):.2f} pt"
+    if float(f"{delta_points:.2f}") == 0:
+        return f"±{text}"
+    return f"{_MINUS if delta_points < 0 else '+'}{text}"
+
+
+def against_target(margin_percent: float | None) -> str:
+    """`5.8 % under`, `0.34 % over`, `on target`; the words carry the sign."""
+    if margin_percent is None:
+        return MISSING
+    size = abs(margin_percent)
+    if size < 0.005:
+        return "on target"
+    digits = f"{size:.2g}" if size < 10 else f"{size:.0f}"
+    return f"{digits} % {'under' if margin_percent < 0 else 'over'}"
+
+
+def change(before: float, after: float) -> str:
+    """Relative change from `before` to `after`: `−45 %`."""
+    if before == 0:
+        return MISSING
+    ratio = 100.0 * (after - before) / before
+    text = f"{abs(ratio):.0f} %" if abs(ratio) >= 10 else f"{abs(ratio):.1f} %"
+    if text == "0.0 %":
+        return "unchanged"
+    return f"{_MINUS if ratio < 0 else '+'}{text}"
+
+
+def speedup(before_ms: float, after_ms: float) -> str:
+    """`1.71× faster`, `1.05× slower`, `same speed` (within half a percent)."""
+    faster = before_ms / after_ms
+    if abs(faster - 1.0) < 0.005:
+        return "same speed"
+    return f"{significant(faster)}× faster" if faster > 1 else f"{significant(1 / faster)}× slower"
+
+
+def size(size_bytes: int | None) -> str:
+    """Decimal units, as file managers and app stores show them: `1.02 MB`."""
+    if size_bytes is None:
+        return MISSING
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    unit, factor = next((u, f) for u, f in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size_bytes >= 0.9995 * f)
+    return f"{significant(size_bytes / factor)} {unit}"
+
+
+def count(number: int | None) -> str:
+    """`463 k`, `1.20 M`, `3.71 G`: parameters, multiply-accumulates, instructions."""
+    if number is None:
+        return MISSING
+    if number < 1000:
+        return str(number)
+    unit, factor = next((u, f) for u, f in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if number >= 0.9995 * f)
+    return f"{significant(number / factor)} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """`0.42 s`, `12.3 s`, `3 min 05 s`, `1 h 02 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
