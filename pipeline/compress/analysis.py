@@ -1,0 +1,226 @@
+"""What planning knows about a network: which edits exist, what each saves on the target and what it breaks.
+
+Damage is measured, not guessed: the divergence of the edited network's outputs from the original's on calibration
+samples, before any recovery. Sites are offered in the order of their entropy (EASIER); truncations are priced by the
+share of the layer's output energy they drop, scaled by one measured divergence a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calibration.batchnorm import reestimate
+from calibration.statistics import Statistics, output_covariance
+from pipeline.compress.algebra import operator_of
+from pipeline.compress.linearize import linearize
+from pipeline.compress.merge import merge
+from pipeline.compress.segments import Segment, segments
+from pipeline.compress.truncate import factors, full_rank, principal_basis, truncatable, truncate
+from pipeline.model.edits import Edit, replay
+from pipeline.model.network import Network
+from pipeline.model.operators import layer_operator, milliseconds, operators
+from targets.cost import CostTable
+
+RANKS_PER_LAYER = 12
+ENERGY_KEPT = 0.5  # the rank at which a layer's sensitivity is measured keeps this share or more of the energy
+
+
+@dataclass(frozen=True)
+class Level:
+    """The k lowest-entropy useful sites linearised and their segments merged.
+
+    Attributes:
+        segments: the merged segments, disjoint.
+        edits: the same as edits of the base.
+        predicted_ms: cost table's time of the whole network at this level.
+        damage: measured output divergence, all edits together, norms re-estimated, no recovery.
+        entropy_bits: entropy of the last site admitted; 0 when none is.
+    """
+
+    segments: tuple[Segment, ...]
+    edits: tuple[Edit, ...]
+    predicted_ms: float
+    damage: float
+    entropy_bits: float
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """One rank for one layer."""
+
+    layer: str
+    rank: int
+    saving_ms: float
+    damage: float
+    edit: Edit
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything a plan is made from."""
+
+    base_ms: float
+    levels: tuple[Level, ...]
+    truncations: Mapping[str, tuple[Truncation, ...]]
+    site_entropy: Mapping[str, float]
+    rejected: tuple[tuple[str, str, str], ...]  # kind, site, reason
+
+
+def divergence(reference: Tensor, output: Tensor) -> float:
+    """How far outputs are from the original's: mean KL (nats) of class probabilities for [N, C] logits with C > 1,
+    else the mean squared error relative to the reference's variance."""
+    if reference.ndim == 2 and reference.shape[1] > 1:
+        return F.kl_div(output.double().log_softmax(1), reference.double().log_softmax(1), reduction="batchmean",
+                        log_target=True).clamp_min(0).item()
+    return ((output - reference).double().square().mean() / reference.double().var().clamp_min(1e-12)).item()
+
+
+def analyse(base: Network, statistics: Statistics, samples: Iterable[Tensor], costs: CostTable,
+            progress: Callable[[str], None] = lambda text: None) -> Analysis:
+    """Measure every option once.
+
+    Args:
+        base: the original network.
+        statistics: entropies and affine fits of its rectifiers.
+        samples: batches [B, ...] float32 of calibration data, a few hundred samples; used for every measurement.
+        costs: the target's cost table.
+    """
+    batches = list(samples)
+    reference = run(base, batches)
+    times = milliseconds(base, costs)
+    base_ms = sum(times.values())
+    rejected: list[tuple[str, str, str]] = []
+    levels = _levels(base, statistics, batches, reference, costs, base_ms, rejected, progress)
+    truncations = _truncations(base, batches, reference, costs, times, rejected, progress)
+    entropy = {site: statistics[site].entropy() for site in statistics}
+    return Analysis(base_ms, tuple(levels), truncations, entropy, tuple(rejected))
+
+
+def run(network: Network, batches: Sequence[Tensor]) -> Tensor:
+    """Outputs [N, ...] of the network in eval mode, batch by batch."""
+    network.graph.eval()
+    with torch.inference_mode():
+        return torch.cat([network(batch) for batch in batches])
+
+
+def _levels(base: Network, statistics: Statistics, batches: Sequence[Tensor], reference: Tensor, costs: CostTable,
+            base_ms: float, rejected: list[tuple[str, str, str]], progress: Callable[[str], None]) -> list[Level]:
+    useful = []
+    for segment in segments(base, costs):
+        if any(site not in statistics for site in segment.sites):
+            rejected.append(("merge", segment.layers[0], "a rectifier inside it was not seen on the calibration data"))
+        elif segment.saving_ms <= 0:
+            rejected.append(("merge", segment.layers[0], f"{segment.becomes} would take {segment.after_ms:.4f} ms, the "
+                             f"{len(segment.layers)} layers it replaces take {segment.before_ms:.4f} ms"))
+        else:
+            useful.append(segment)
+    order = sorted({site for segment in useful for site in segment.sites}, key=lambda s: (statistics[s].entropy(), s))
+    levels: list[Level] = []
+    for k in range(len(order) + 1):
+        allowed = set(order[:k])
+        chosen = _best_disjoint([segment for segment in useful if allowed.issuperset(segment.sites)])
+        if levels and chosen == levels[-1].segments:
+            continue
+        edits = tuple(edit for segment in chosen for edit in _edits_of(segment, statistics))
+        progress(f"measuring the damage of {len(chosen)} merges ({k} of {len(order)} sites linear)")
+        edited = replay(base, edits)
+        reestimate(edited.graph, batches)
+        saved = sum(segment.saving_ms for segment in chosen)
+        levels.append(Level(chosen, edits, base_ms - saved, divergence(reference, run(edited, batches)) if edits else 0.0,
+                            statistics[order[k - 1]].entropy() if k else 0.0))
+    return levels
+
+
+def _edits_of(segment: Segment, statistics: Statistics) -> list[Edit]:
+    fits = [(site, statistics[site]) for site in segment.sites]
+    linear = [linearize(site, fit.slope, fit.intercept, fit.channel_dim) for site, fit in fits]
+    return [*linear, merge(segment.layers, skip=segment.skip)]
+
+
+def _best_disjoint(candidates: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The disjoint segments that save most together: weighted interval scheduling along each trunk."""
+    position = {name: i for i, name in enumerate(dict.fromkeys(n for s in candidates for n in s.layers))}
+    best: dict[frozenset[str], tuple[float, tuple[Segment, ...]]] = {}
+    result: list[Segment] = []
+    for group in _overlapping(candidates):
+        group = sorted(group, key=lambda s: max(position[n] for n in s.layers))
+        best.clear()
+        chosen: list[tuple[float, tuple[Segment, ...]]] = [(0.0, ())]
+        for i, segment in enumerate(group):
+            before = max((chosen[j + 1] for j in range(i) if not _clash(segment, chosen[j + 1][1])),
+                         default=(0.0, ()), key=lambda c: c[0])
+            taken = (before[0] + segment.saving_ms, (*before[1], segment))
+            chosen.append(max(chosen[-1], taken, key=lambda c: c[0]))
+        result += chosen[-1][1]
+    order = {id(segment): i for i, segment in enumerate(candidates)}
+    return tuple(sorted(result, key=lambda s: order[id(s)]))
+
+
+def _clash(segment: Segment, others: Sequence[Segment]) -> bool:
+    return any(set(segment.layers) & set(other.layers) for other in others)
+
+
+def _overlapping(candidates: Sequence[Segment]) -> list[list[Segment]]:
+    groups: list[tuple[set[str], list[Segment]]] = []
+    for segment in candidates:
+        names, members = set(segment.layers), [segment]
+        rest = []
+        for other_names, other in groups:
+            if names & other_names:
+                names, members = names | other_names, other + members
+            else:
+                rest.append((other_names, other))
+        groups = [*rest, (names, members)]
+    return [members for _, members in groups]
+
+
+def _truncations(base: Network, batches: Sequence[Tensor], reference: Tensor, costs: CostTable, times: Mapping[str, float],
+                 rejected: list[tuple[str, str, str]], progress: Callable[[str], None]) -> dict[str, tuple[Truncation, ...]]:
+    names = [node.target for node in base.graph.graph.nodes if node.op == "call_module"]
+    layers = [name for name, module in base.layers().items() if truncatable(module) and names.count(name) == 1]
+    progress(f"measuring the output covariance of {len(layers)} layers")
+    covariances = output_covariance(base.graph, layers, batches)
+    maps = {row.name: row.operator for row in operators(base)}
+    found = {}
+    for layer in layers:
+        mean, covariance, _ = covariances[layer]
+        vectors, values = principal_basis(covariance)
+        operator = operator_of(base.layer(layer))
+        savings = {}
+        for rank in _ranks(full_rank(base.layer(layer))):
+            with torch.device("meta"):
+                reduce, expand = (part.module() for part in factors(_on_meta(operator), rank))
+            thin = (costs.milliseconds(layer_operator(reduce, maps[layer].in_size, maps[layer].out_size))
+                    + costs.milliseconds(layer_operator(expand, maps[layer].out_size, maps[layer].out_size)))
+            savings[rank] = times[layer] - thin
+        ranks = [rank for rank, saving in savings.items() if saving > 0]
+        if not ranks:
+            rejected.append(("truncate", layer, f"no rank makes two thin layers cheaper than the {times[layer]:.4f} ms of one"))
+            continue
+        dropped = {rank: (values[rank:].sum() / values.sum().clamp_min(1e-30)).item() for rank in ranks}
+        probe = min(ranks, key=lambda r: abs(r - ranks[-1] / 2))
+        progress(f"measuring the damage of truncating {layer} to rank {probe}")
+        cut = truncate(layer, probe, basis=vectors[:, :probe].clone(), mean=mean)
+        damage = divergence(reference, run(replay(base, [cut]), batches))
+        scale = damage / max(dropped[probe], 1e-9)
+        found[layer] = tuple(
+            Truncation(layer, rank, savings[rank], scale * dropped[rank],
+                       truncate(layer, rank, basis=vectors[:, :rank].clone(), mean=mean)) for rank in ranks)
+    return found
+
+
+def _ranks(full: int) -> list[int]:
+    """Up to a dozen ranks below the full one, on the multiples of 4 or 8 that vector units like."""
+    step = max(4, 8 * round(full / RANKS_PER_LAYER / 8)) if full >= 16 else 1
+    return list(range(step, full, step))
+
+
+def _on_meta(operator):
+    from dataclasses import replace
+
+    return replace(operator, weight=operator.weight.to("meta"), bias=operator.bias.to("meta"))

@@ -1,0 +1,41 @@
+"""Linearising an activation: the rectifier is replaced by the affine map that fits it best on the data.
+
+EASIER (Quétu et al., 2024) ranks rectifiers by the entropy of their on/off state and writes the identity in place of
+the lowest. We keep the ranking and change the replacement: per channel
+
+    phi(z) ~ scale z + shift,   scale = Cov(z, phi) / Var(z),   shift = E[phi] - scale E[z]
+
+A channel that is always on gets (1, 0), one that is always off gets (0, 0): where the entropy is zero the step is exact
+on the data, which the identity is not for channels that are always off. Being per channel, the map folds into the
+layer before it at no cost.
+
+needs: data. knob: how many sites.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pipeline.model.edits import Edit, applies
+from pipeline.model.network import ChannelAffine, Network
+
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.PReLU)
+
+
+def sites(network: Network) -> list[str]:
+    """Names of the rectifiers that are called once, in execution order."""
+    calls = [node.target for node in network.graph.graph.nodes if node.op == "call_module"]
+    return [name for name, layer in network.layers().items() if isinstance(layer, RECTIFIERS) and calls.count(name) == 1]
+
+
+def linearize(site: str, scale: Tensor, shift: Tensor, channel_dim: int) -> Edit:
+    """The edit that replaces rectifier `site` by `scale * z + shift`; scale and shift are [C]."""
+    return Edit("linearize", site, {"channel_dim": channel_dim}, {"scale": scale.float(), "shift": shift.float()})
+
+
+@applies("linearize")
+def _apply(network: Network, edit: Edit) -> Network:
+    graph = network.copy().graph
+    graph.set_submodule(edit.site, ChannelAffine(edit.tensors["scale"], edit.tensors["shift"],
+                                                 edit.arguments["channel_dim"]))
+    return network.edited(graph, edit)

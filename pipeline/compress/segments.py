@@ -1,0 +1,127 @@
+"""Finds the chains of layers that could become one layer, and prices each against what it replaces.
+
+A trunk is a maximal chain of layers, norms and rectifiers in which every value has exactly one reader. A segment is a
+stretch of a trunk that starts and ends with a layer (and its norm); the rectifiers inside it must be linearised first.
+A segment whose input is added to its output swallows that skip connection (LayerMerge, ICML 2024, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from pipeline.compress.algebra import LinearOperator, composed, is_layer, is_scaling, moves_padding, operator_of, takes_skip
+from pipeline.compress.linearize import RECTIFIERS
+from pipeline.compress.merge import skip_addition
+from pipeline.model.network import Network
+from pipeline.model.operators import describe, layer_operator, milliseconds, operators
+from targets.cost import CostTable
+
+LONGEST = 6  # layers in one segment; longer ones have kernels no target is fast at
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A chain that can be merged.
+
+    Attributes:
+        layers: names of the chain in execution order, layers, norms and rectifiers.
+        sites: the rectifiers among them.
+        skip: the chain's own input is added to its output, and the merged layer absorbs that.
+        before_ms, after_ms: predicted time of the chain and of the merged layer.
+        moves_padding: merging changes the function near the border.
+        becomes: the merged layer in words.
+    """
+
+    layers: tuple[str, ...]
+    sites: tuple[str, ...]
+    skip: bool
+    before_ms: float
+    after_ms: float
+    moves_padding: bool
+    becomes: str
+
+    @property
+    def saving_ms(self) -> float:
+        return self.before_ms - self.after_ms
+
+
+def segments(network: Network, costs: CostTable) -> list[Segment]:
+    """Every segment of the network with at least two layers, cheaper or not."""
+    times = milliseconds(network, costs)
+    maps = {row.name: row.operator for row in operators(network)}
+    found = []
+    for trunk in _trunks(network):
+        kinds = [network.layer(node.target) for node in trunk]
+        for start in range(len(trunk)):
+            if is_layer(kinds[start]):
+                found += _from(network, trunk, kinds, start, times, maps, costs)
+    return found
+
+
+def _trunks(network: Network) -> list[list[fx.Node]]:
+    calls = [node for node in network.graph.graph.nodes if node.op == "call_module"]
+    names = [node.target for node in calls]
+    links = {node for node in calls if names.count(node.target) == 1 and _links(network.layer(node.target))}
+    trunks = []
+    for node in calls:
+        if node not in links or _continues(node, links):
+            continue
+        trunk = [node]
+        while len(trunk[-1].users) == 1 and (following := next(iter(trunk[-1].users))) in links:
+            trunk.append(following)
+        trunks.append(trunk)
+    return trunks
+
+
+def _links(module: nn.Module) -> bool:
+    return is_layer(module) or is_scaling(module) or isinstance(module, RECTIFIERS)
+
+
+def _continues(node: fx.Node, links: set[fx.Node]) -> bool:
+    source = node.args[0]
+    return source in links and len(source.users) == 1
+
+
+def _from(network: Network, trunk: Sequence[fx.Node], kinds: Sequence[nn.Module], start: int, times: Mapping[str, float],
+          maps: Mapping[str, object], costs: CostTable) -> list[Segment]:
+    """The segments that begin at `start`: one for every later layer of the trunk, and one more for a swallowed skip."""
+    found: list[Segment] = []
+    merged, moved, layers = _shape(kinds[start]), False, 1
+    first = trunk[start].target
+    for end in range(start + 1, len(trunk)):
+        module = kinds[end]
+        if not is_layer(module):
+            continue
+        following = _shape(module)
+        if layers == LONGEST or following.tokens != merged.tokens:
+            break
+        moved = moved or moves_padding(following)
+        merged, layers = composed(merged, following), layers + 1
+        while end + 1 < len(trunk) and is_scaling(kinds[end + 1]):
+            end += 1
+        names = tuple(node.target for node in trunk[start:end + 1])
+        sites = tuple(name for name, kind in zip(names, kinds[start:end + 1], strict=True) if isinstance(kind, RECTIFIERS))
+        before = sum(times.get(name, 0.0) for name in names)
+        with torch.device("meta"):
+            layer = merged.module()
+        last = next(node.target for node in reversed(trunk[:end + 1]) if is_layer(network.layer(node.target)))
+        after = costs.milliseconds(layer_operator(layer, maps[first].in_size, maps[last].out_size))
+        plain = Segment(names, sites, False, before, after, moved, describe(layer))
+        addition = skip_addition(trunk[end], trunk[start].args[0])
+        if addition is not None and takes_skip(merged):
+            found.append(Segment(names, sites, True, before + times.get(addition.name, 0.0), after, moved,
+                                 f"{describe(layer)}, skip inside"))
+        else:
+            found.append(plain)
+    return found
+
+
+def _shape(module: nn.Module) -> LinearOperator:
+    """The operator without its values: shapes are all that pricing needs."""
+    operator = operator_of(module)
+    return LinearOperator(operator.weight.to("meta"), operator.bias.to("meta"), operator.stride, operator.padding,
+                          operator.dilation, operator.groups, operator.tokens)

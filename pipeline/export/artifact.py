@@ -1,0 +1,99 @@
+"""What an export leaves behind: one file, and the contract an app needs to load it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from targets.errors import VerificationError
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an artifact.
+
+    Attributes:
+        name: the name the runtime knows it by (ONNX value name, TFLite signature key).
+        shape: as stored in the artifact, batch 1 first.
+        dtype: numpy name, `float32`.
+        layout: `NCHW` or `NHWC` for images and feature maps, `NC` for vectors, empty for anything else.
+        minimum, maximum: range seen in the calibration data; inputs only.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TensorSpec:
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported network at batch 1.
+
+    Attributes:
+        path: the file that the app loads.
+        format: `onnx` or `tflite`.
+        sha256: of the file's content; ties measurements and parity to these very bytes.
+        bytes: size of the file.
+        runtime, runtime_minimum: what loads it, and the oldest version that does.
+        tool_versions: packages that took part in the conversion.
+        seconds: wall-clock time of the export, child interpreter included.
+    """
+
+    path: Path
+    format: str
+    sha256: str
+    bytes: int
+    runtime: str
+    runtime_minimum: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tool_versions: dict[str, str]
+    seconds: float
+
+    def to_json(self, root: Path) -> dict[str, Any]:
+        """Plain data with `path` relative to `root`, so that a run directory can be moved."""
+        return {**asdict(self), "path": self.path.resolve().relative_to(root.resolve()).as_posix()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], root: Path) -> Artifact:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "path": root / data["path"],
+                      "inputs": tuple(map(TensorSpec.from_json, data["inputs"])),
+                      "outputs": tuple(map(TensorSpec.from_json, data["outputs"]))})
+
+    def require_unchanged(self) -> None:
+        """Raises VerificationError `ARTIFACT_CHANGED` unless the file still holds the bytes that were exported."""
+        found = sha256_of(self.path)
+        if found != self.sha256:
+            raise VerificationError(
+                f"The {self.format} artifact is not the file that was exported.", where=str(self.path),
+                why=f"its SHA-256 is {found[:12]}…, the export recorded {self.sha256[:12]}….",
+                fix="export the network again; an edited artifact is a new artifact.", code="ARTIFACT_CHANGED")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def layout_of(rank: int, *, channels_last: bool) -> str:
+    """The layout's name for a tensor of `rank` dimensions; `channels_last` speaks of images and feature maps."""
+    return {2: "NC", 4: "NHWC" if channels_last else "NCHW"}.get(rank, "")
+
+
+def with_range(inputs: Sequence[TensorSpec], input_range: tuple[float, float] | None) -> tuple[TensorSpec, ...]:
+    """`inputs` with the calibration data's range on the first, which is the one that samples are fed to."""
+    if input_range is None:
+        return tuple(inputs)
+    first, *rest = inputs
+    return replace(first, minimum=float(input_range[0]), maximum=float(input_range[1])), *rest
