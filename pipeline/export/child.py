@@ -8,7 +8,6 @@ child lives, so a lock that can be taken means that both are gone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -121,9 +120,7 @@ def _run(command: list[str], *, captured: int, held: int, timeout_s: float, prog
         while (status := process.poll()) is None:
             if time.monotonic() >= deadline:
                 return _Run(None, phase)
-            readable, _, _ = select.select(open_for_reading, [], [], _POLL_S)
-            if not open_for_reading:
-                time.sleep(_POLL_S)
+            readable, _, _ = select.select(open_for_reading, [], [], _POLL_S)  # sleeps once the pipe is closed
             if readable:
                 text = os.read(phases, 4096).decode()
                 open_for_reading = open_for_reading if text else []

@@ -2,6 +2,9 @@
 
 TFLite's convolutions are NHWC inside. An NCHW border costs a transpose at each end, and a phone's camera delivers NHWC
 anyway, so the border is channels-last unless the app asks otherwise.
+
+The minimum runtime comes from the file itself, where the converter notes the TensorFlow Lite release that first had every
+operator version in use. LiteRT, its successor under a new name and numbering, is newer than all of them.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def _described(model: bytes, channels_last: bool) -> Conversion:
 
     flatbuffer = ModelT.InitFromPackedBuf(model, 0)
     metadata = {entry.name.decode(): bytes(flatbuffer.buffers[entry.buffer].data) for entry in flatbuffer.metadata}
-    return Conversion(model, "litert", metadata["min_runtime_version"].rstrip(b"\0").decode(),
+    return Conversion(model, "tensorflow-lite", metadata["min_runtime_version"].rstrip(b"\0").decode(),
                       specs(signature.get_input_details()), specs(signature.get_output_details()))
 
 
