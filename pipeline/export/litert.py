@@ -3,8 +3,8 @@
 TFLite's convolutions are NHWC inside. An NCHW border costs a transpose at each end, and a phone's camera delivers NHWC
 anyway, so the border is channels-last unless the app asks otherwise.
 
-The minimum runtime comes from the file itself, where the converter notes the TensorFlow Lite release that first had every
-operator version in use. LiteRT, its successor under a new name and numbering, is newer than all of them.
+The minimum runtime comes from the file itself, where the converter notes the TensorFlow Lite release that first had
+every operator version in use. LiteRT, its successor under a new name and numbering, is newer than all of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""Runs an artifact on the host's own runtime, sample by sample, as an app would: batch 1, one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from pipeline.export.artifact import Artifact, TensorSpec
+from targets.errors import UsageError, VerificationError
+from targets.runners.artifact import ArtifactError, open_artifact
+
+_FROM_NCHW = {"NHWC": (0, 2, 3, 1)}
+_TO_NCHW = {"NHWC": (0, 3, 1, 2)}
+
+
+class HostRuntime:
+    """An artifact opened once and run on as many samples as wanted.
+
+    Raises:
+        VerificationError: `ARTIFACT_CHANGED` when the file is not the one exported; `RUN_FAILED` when the runtime
+            refuses it.
+        UsageError: `SEVERAL_INPUTS` for a network with more than one input, `SAMPLE_SHAPE` from `run`.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        artifact.require_unchanged()
+        if len(artifact.inputs) != 1:
+            raise UsageError("A network with several inputs cannot be checked against samples.",
+                             where=str(artifact.path), why=f"it takes {len(artifact.inputs)} inputs, a sample is one.",
+                             fix="wrap the network so that it takes one tensor.", code="SEVERAL_INPUTS")
+        self._artifact = artifact
+        try:
+            self._runtime = open_artifact(artifact.path, artifact.format)
+        except ArtifactError as error:
+            raise self._failed(error) from error
+
+    def run(self, samples: np.ndarray) -> list[np.ndarray]:
+        """From `samples` [N, ...] float32 to [N, ...] per output, both in the artifact's layout."""
+        specification = self._artifact.inputs[0]
+        if samples.shape[1:] != specification.shape[1:]:
+            raise UsageError("The samples do not fit the artifact.", where=str(self._artifact.path),
+                             why=f"one sample is {list(samples.shape[1:])}, the input {specification.name!r} takes "
+                                 f"{list(specification.shape[1:])} {specification.layout}.",
+                             fix="prepare the samples as the network was trained.", code="SAMPLE_SHAPE")
+        samples = np.ascontiguousarray(samples, dtype=specification.dtype)
+        outputs: list[list[np.ndarray]] = [[] for _ in self._artifact.outputs]
+        try:
+            for index in range(len(samples)):
+                self._runtime.feed([samples[index:index + 1]])
+                self._runtime.invoke()
+                for collected, output in zip(outputs, self._runtime.outputs().values(), strict=True):
+                    collected.append(output)
+        except (ArtifactError, RuntimeError, ValueError) as error:
+            raise self._failed(error) from error
+        return [np.concatenate(collected) for collected in outputs]
+
+    def _failed(self, error: Exception) -> VerificationError:
+        return VerificationError(f"The {self._artifact.format} artifact does not run on this machine.",
+                                 where=str(self._artifact.path), why=str(error),
+                                 fix="export it again; if that does not help, choose another format.",
+                                 code="RUN_FAILED")
+
+
+def run_artifact(artifact: Artifact, samples: np.ndarray) -> list[np.ndarray]:
+    """Every output of `artifact` on `samples`; shapes as in `HostRuntime.run`."""
+    return HostRuntime(artifact).run(samples)
+
+
+def to_layout(samples: np.ndarray, specification: TensorSpec) -> np.ndarray:
+    """From the network's layout (NCHW for images) to the artifact's."""
+    order = _FROM_NCHW.get(specification.layout)
+    return samples.transpose(order) if order and samples.ndim == len(order) else samples
+
+
+def from_layout(output: np.ndarray, specification: TensorSpec) -> np.ndarray:
+    """From the artifact's layout to the network's."""
+    order = _TO_NCHW.get(specification.layout)
+    return output.transpose(order) if order and output.ndim == len(order) else output
+
+
+def evaluate(artifact: Artifact, batches: Iterable[np.ndarray], labels: np.ndarray) -> float:
+    """Top-1 accuracy of the artifact itself, between 0 and 1.
+
+    Args:
+        batches: [N, C, H, W] float32 each, in the network's layout; any batch sizes, since the artifact runs at 1.
+        labels: [total N] integer classes in the order of the samples.
+    """
+    runtime = HostRuntime(artifact)
+    predicted = [runtime.run(to_layout(batch, artifact.inputs[0]))[0].argmax(axis=1) for batch in batches]
+    return float(np.mean(np.concatenate(predicted) == np.asarray(labels)))
