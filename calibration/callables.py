@@ -1,0 +1,112 @@
+"""Loads and calls what the user named as `file.py:callable` or `package.module:callable`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from targets.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class UserCallable:
+    """A callable of the user's and where it comes from, so that its failures can name the user's own line."""
+
+    reference: str
+    function: Callable[[], Any]
+    file: str | None
+
+    def __call__(self) -> Any:
+        """Calls the function without arguments; `UsageError` DATA_CALLABLE if it raises."""
+        try:
+            return self.function()
+        except Exception as error:  # anything may go wrong in user code
+            raise failure_of(self.reference, self.file, error) from error
+
+
+def failure_of(reference: str, file: str | None, error: BaseException) -> UsageError:
+    """The error value for `error`, raised by user code; `where` is the deepest frame inside `file`."""
+    return UsageError(f"the data callable '{reference}' raised {type(error).__name__}",
+                      where=user_line(error, file) or reference, why=str(error) or type(error).__name__,
+                      fix="run the callable on its own in Python, and correct it until it returns the samples",
+                      code="DATA_CALLABLE")
+
+
+def user_line(error: BaseException, file: str | None) -> str | None:
+    """`path:line` of the deepest traceback frame in `file`, or of the deepest frame at all when none is."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    in_file = [frame for frame in frames if file and os.path.realpath(frame.filename) == os.path.realpath(file)]
+    deepest = (in_file or list(frames))[-1:]
+    return f"{deepest[0].filename}:{deepest[0].lineno} in {deepest[0].name}" if deepest else None
+
+
+def load_callable(reference: str) -> UserCallable:
+    """Imports `file.py:name` or `package.module:name`.
+
+    Raises `UsageError`: DATA_MISSING when the file or module does not exist, DATA_CALLABLE when importing it raises
+    or it has no such callable.
+    """
+    location, _, name = reference.rpartition(":")
+    if location.endswith(".py"):
+        file = Path(location)
+        if not file.is_file():
+            raise UsageError(f"the data file '{location}' does not exist", where=reference,
+                             why=f"nothing is at {file.absolute()}", fix=_other_files(file), code="DATA_MISSING")
+        module = _run_file(reference, file)
+    else:
+        module = _import_module(reference, location)
+    function = getattr(module, name, None)
+    if not callable(function):
+        defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"'{location}' has no callable named '{name}'", where=reference,
+                         why=f"it defines {', '.join(sorted(defined)) or 'no callable'}",
+                         fix=f"{nearest(name, defined)}name a function that takes no arguments and returns the samples",
+                         code="DATA_CALLABLE")
+    return UserCallable(reference, function, getattr(module, "__file__", None))
+
+
+def _run_file(reference: str, file: Path) -> ModuleType:
+    path = str(file.resolve())
+    # A name of its own per path: two files called data.py must not shadow each other in sys.modules.
+    name = f"_planish_{file.stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(file.resolve().parent))  # as `python file.py` does, so that its neighbours import
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # anything may go wrong in user code
+        del sys.modules[name]
+        raise failure_of(reference, path, error) from error
+    finally:
+        sys.path.remove(str(file.resolve().parent))
+    return module
+
+
+def _import_module(reference: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise failure_of(reference, None, error) from error  # the module is there, one that it imports is not
+        raise UsageError(f"the Python module '{name}' was not found", where=reference, why=str(error),
+                         fix="install it, run from the folder that holds it, or name the file: path/to/file.py:callable",
+                         code="DATA_MISSING") from error
+    except (Exception, SystemExit) as error:  # anything may go wrong in user code
+        raise failure_of(reference, None, error) from error
+
+
+def _other_files(file: Path) -> str:
+    siblings = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+    return f"{nearest(file.name, siblings)}check the path; it is relative to the folder you run in"
