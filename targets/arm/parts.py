@@ -1,0 +1,90 @@
+"""The parts of the ARM64 emulator: what they are made of, where in the cache they belong, and whether they are there.
+
+A part's directory is named after the hash of what it is made of, so a new version of anything is a new directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets.cache import cache_root
+from targets.errors import MissingEnvironmentError
+
+SYSROOT_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "zlib1g", "libgomp1", "libgcc-s1")
+TOOL_PACKAGES = ("qemu-user", "llvm-22")
+LLVM = "usr/lib/llvm-22/bin"
+QEMU = "usr/bin/qemu-aarch64"
+PLUGIN_SOURCE = Path(__file__).with_name("blocks.c")
+COMPILE = ("gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
+NUMPY = "numpy==2.4.6"         # the guest is Python 3.11 whatever this Python is, so the host's numpy may not fit it
+SITE = "opt/planish/site"      # where the wheels lie inside the sysroot
+FIX = "run `planish targets setup pixel-4-cpu`"
+
+
+def environment_missing(what: str, why: str, fix: str) -> MissingEnvironmentError:
+    """The one error of everything under `targets/arm`: code `EMULATOR_MISSING`, exit code 6."""
+    return MissingEnvironmentError(what, where="the ARM64 emulator's set-up", why=why, fix=fix, code="EMULATOR_MISSING")
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """Where the parts are, and the versions of what decides a measurement."""
+
+    sysroot: Path
+    tools: Path
+    plugin: Path
+    pycache: Path
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of QEMU, LLVM and the C library, for a measurement's record."""
+        tools, sysroot = _versions(self.tools), _versions(self.sysroot)
+        return {"qemu": tools["qemu-user"], "llvm": tools["llvm-22"], "libc": sysroot["libc6"]}
+
+    @property
+    def libraries(self) -> str:
+        """`LD_LIBRARY_PATH` under which the tools find the libraries unpacked beside them."""
+        return ":".join(str(path) for base in ("usr/lib", "lib") for path in sorted(self.tools.glob(f"{base}/*-linux-gnu")))
+
+
+def emulator() -> Emulator:
+    """The places the parts belong to, whether or not they are there."""
+    home = cache_root() / "arm"
+    sysroot = _part(home, "sysroot", [*SYSROOT_PACKAGES, *wheels()])
+    tools = _part(home, "tools", list(TOOL_PACKAGES))
+    plugin = _part(home, "plugin", [*COMPILE, PLUGIN_SOURCE.read_text(encoding="utf-8")])
+    return Emulator(sysroot, tools, plugin, _part(home, "pycache", [sysroot.name, tools.name, plugin.name]))
+
+
+def is_ready() -> bool:
+    """Whether every part is in place, in the versions this planish wants."""
+    return emulator().pycache.exists() and all(part.exists() for part in vars(emulator()).values())
+
+
+def require() -> Emulator:
+    """The emulator, ready for use.
+
+    Raises:
+        MissingEnvironmentError: `EMULATOR_MISSING`, with the command that sets it up.
+    """
+    if not is_ready():
+        raise environment_missing("the ARM64 emulator is not set up", f"nothing usable in {cache_root() / 'arm'}", FIX)
+    return emulator()
+
+
+def wheels() -> list[str]:
+    """The runtimes as installed here, so that host and emulator run the same release, and what they import."""
+    return [NUMPY] + [f"{name}=={importlib.metadata.version(name)}"
+                      for name in ("ai-edge-litert", "onnxruntime", "flatbuffers")]
+
+
+def _part(home: Path, name: str, made_of: list[str]) -> Path:
+    return home / f"{name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}"
+
+
+def _versions(part: Path) -> dict[str, str]:
+    return json.loads((part / "versions.json").read_text(encoding="utf-8"))

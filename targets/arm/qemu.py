@@ -1,0 +1,81 @@
+"""Starts the emulated Python as a named core: a small tree of links over the sysroot describes the phone to the runtimes.
+
+QEMU looks every absolute path up below its `-L` directory first. The tree there links to the shared sysroot and adds
+`/proc/cpuinfo` and `/sys/devices/system/cpu`, from which cpuinfo, and so XNNPACK and MLAS, learn the core's name and
+choose the micro-kernels they would choose on the phone. Trees are never changed once made, so that several profiles can
+be measured at the same time.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from targets.arm.parts import QEMU, SITE, Emulator
+from targets.cache import staged_directory
+from targets.profile import Profile
+
+CPUINFO = """\
+processor\t: 0
+BogoMIPS\t: 38.40
+Features\t: {features}
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: {part:#05x}
+CPU revision\t: 0
+
+Hardware\t: {soc}
+"""
+RUNNERS = Path(__file__).parent.parent / "runners"     # where artifact.py is, which the guest imports
+
+
+def tree(emulator: Emulator, profile: Profile) -> Path:
+    """The `-L` directory of `profile`, made if need be."""
+    assert profile.core is not None
+    final = emulator.sysroot.parent / f"tree-{emulator.sysroot.name}-{profile.name}-{profile.version}"
+    if not final.exists():
+        with staged_directory(final) as staging:
+            for entry in ("lib", "usr", "opt", "etc"):
+                if (emulator.sysroot / entry).exists():
+                    (staging / entry).symlink_to(emulator.sysroot / entry)
+            (staging / "proc").mkdir()
+            (staging / "proc/cpuinfo").write_text(CPUINFO.format(
+                features=" ".join(profile.core.features), part=profile.core.midr_part, soc=profile.soc))
+            cpus = staging / "sys/devices/system/cpu"
+            cpus.mkdir(parents=True)
+            for name in ("possible", "present", "online", "kernel_max"):
+                (cpus / name).write_text("0\n")
+    return final
+
+
+def command(emulator: Emulator, profile: Profile, arguments: list[str], *, counts: Path | None = None) -> list[str]:
+    """The command line that runs the emulated Python with `arguments`; run it with `environment(emulator)`.
+
+    Args:
+        counts: file for the counts of the blocks plugin, which is loaded only then.
+    """
+    plugin = ",out=".join(str(path).replace(",", ",,") for path in (emulator.plugin / "blocks.so", counts))
+    return [str(emulator.tools / QEMU), "-L", str(tree(emulator, profile)), "-cpu", profile.core.qemu_cpu, "-seed", "1",
+            *(["-plugin", plugin] if counts else []), "-U", "LD_LIBRARY_PATH",
+            str(emulator.sysroot / "usr/bin/python3.11"), *arguments]
+
+
+def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str, str]:
+    """QEMU's whole environment, which it hands on to the guest: nothing of the caller's, so that runs repeat.
+
+    Args:
+        write_bytecode: keep compiled modules in the emulator's byte-code directory; only set-up does.
+    """
+    variables = {
+        "LD_LIBRARY_PATH": emulator.libraries, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1",
+        "PYTHONHOME": "/usr", "PYTHONPATH": f"/{SITE}:{RUNNERS}", "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1",
+        "PYTHONPYCACHEPREFIX": str(emulator.pycache)}
+    return variables if write_bytecode else variables | {"PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_python(emulator: Emulator, profile: Profile, arguments: list[str], *,
+               write_bytecode: bool = False) -> subprocess.CompletedProcess[str]:
+    """The emulated Python run to its end, output captured."""
+    return subprocess.run(command(emulator, profile, arguments), text=True, check=False, capture_output=True,
+                          env=environment(emulator, write_bytecode=write_bytecode), errors="replace")

@@ -1,0 +1,121 @@
+"""Sets up the ARM64 emulator in planish's cache, without root, and says whether it is there.
+
+Four parts, each in a directory named after the hash of what it is made of, each built aside and renamed into place:
+
+- `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes
+- `tools`: QEMU's user-mode emulator and LLVM's disassembler and core models, from Debian packages of this machine
+- `plugin`: `blocks.c`, compiled here
+- `pycache`: the byte code of a first start, which also proves that the other three work together
+
+Tested on Debian 12; its QEMU 7.2 is a build with plugins. It needs the network once and about 1 GB of disk.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from targets.arm.debian import Progress, host_architecture, require_programs, unpack
+from targets.arm.parts import (COMPILE, LLVM, PLUGIN_SOURCE, QEMU, SITE, SYSROOT_PACKAGES, TOOL_PACKAGES, Emulator,
+                               emulator, environment_missing, is_ready, require, wheels)
+from targets.arm.qemu import run_python
+from targets.cache import exclusive, staged_directory
+from targets.profile import load_profile
+
+__all__ = ["ensure", "is_ready", "require"]
+
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+DISK_BYTES = 1_200_000_000
+
+
+def ensure(progress: Progress = lambda message: None) -> Emulator:
+    """Build what is missing; with everything in place it returns at once. Safe to call from two processes.
+
+    Raises:
+        MissingEnvironmentError: `EMULATOR_MISSING`: programs, packages, network or disk space are missing.
+    """
+    if is_ready():
+        return emulator()
+    require_programs(["gcc", "apt-get", "dpkg", "dpkg-deb"],
+                     "on Debian or Ubuntu: `apt-get install gcc libc6-dev`; elsewhere use a container of Debian 12")
+    places = emulator()
+    try:
+        with exclusive(places.sysroot.parent / "setup.lock"):
+            if (free := shutil.disk_usage(places.sysroot.parent).free) < DISK_BYTES:
+                raise OSError(f"{free / 1e6:.0f} MB are free, {DISK_BYTES / 1e6:.0f} MB are needed")
+            for final, build in ((places.tools, _build_tools), (places.sysroot, _build_sysroot),
+                                 (places.plugin, _build_plugin), (places.pycache, _build_pycache)):
+                if not final.exists():
+                    with staged_directory(final) as staging:
+                        build(staging, progress)
+    except OSError as error:
+        raise environment_missing("the ARM64 emulator could not be written to planish's cache",
+                                  f"{places.sysroot.parent}: {error}",
+                                  "free the space, or set PLANISH_CACHE to a writable directory") from error
+    progress("the ARM64 emulator is ready")
+    return places
+
+
+def _build_tools(into: Path, progress: Progress) -> None:
+    # The C library comes with the machine's own dynamic loader; the two must be of one version.
+    versions = unpack(TOOL_PACKAGES, host_architecture(), into, leave_out=("libc6",), progress=progress)
+    keep = {into / QEMU, into / LLVM / "llvm-mc", into / LLVM / "llvm-mca"}
+    for directory in ("usr/bin", LLVM):
+        for program in (into / directory).iterdir():
+            if program not in keep:
+                program.unlink()
+    shutil.rmtree(into / "usr/share")
+    (into / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
+    _check_runs([str(into / LLVM / "llvm-mca"), "--version"], into, "LLVM")
+    if "-plugin" not in _check_runs([str(into / QEMU), "--help"], into, "QEMU"):
+        raise environment_missing("this system's QEMU cannot count instructions",
+                                  f"qemu-user {versions['qemu-user']} is built without plugins",
+                                  "use Debian 12 (the tested system) or a container of it")
+
+
+def _check_runs(command: list[str], tools: Path, name: str) -> str:
+    libraries = Emulator(tools, tools, tools, tools).libraries
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LD_LIBRARY_PATH": libraries})
+    if done.returncode != 0:
+        raise environment_missing(f"the {name} unpacked into planish's cache does not start", done.stderr.strip()[-300:],
+                                  "use Debian 12 (the tested system) or a container of it")
+    return done.stdout
+
+
+def _build_sysroot(into: Path, progress: Progress) -> None:
+    versions = unpack(SYSROOT_PACKAGES, "arm64", into, progress=progress)
+    pins = wheels()
+    progress(f"downloading aarch64 wheels: {', '.join(pins)}")
+    platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(into / SITE),
+         "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp", "--no-deps", "--no-compile",
+         *platforms, *pins], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module named" in line]
+        raise environment_missing("the runtimes' aarch64 wheels could not be installed into planish's cache",
+                                  "; ".join(errors)[-300:] or done.stderr.strip()[-300:],
+                                  "check that `python -m pip download numpy` works here, then run the set-up again")
+    (into / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
+
+
+def _build_plugin(into: Path, progress: Progress) -> None:
+    progress("compiling the instruction counter")
+    done = subprocess.run([*COMPILE, "-o", str(into / "blocks.so"), str(PLUGIN_SOURCE)], capture_output=True, text=True,
+                          check=False)
+    if done.returncode != 0:
+        raise environment_missing("the instruction counter does not compile", done.stderr.strip()[-300:],
+                                  "install the C library's headers: `apt-get install gcc libc6-dev`")
+
+
+def _build_pycache(into: Path, progress: Progress) -> None:
+    progress("starting the emulated Python once")
+    places = emulator()
+    done = run_python(Emulator(places.sysroot, places.tools, places.plugin, into), load_profile("pixel-4-cpu"),
+                      ["-c", "import ctypes, onnxruntime, ai_edge_litert.interpreter"], write_bytecode=True)
+    if done.returncode != 0:
+        raise environment_missing("the emulated runtimes do not start", done.stderr.strip()[-300:],
+                                  "use Debian 12 (the tested system) or a container of it")
