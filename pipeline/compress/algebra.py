@@ -80,6 +80,12 @@ def operator_of(module: nn.Module) -> LinearOperator:
     return LinearOperator(weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
+def shape_of(module: nn.Module) -> LinearOperator:
+    """`operator_of` without the values (meta tensors): composing and pricing need only shapes."""
+    operator = operator_of(module)
+    return replace(operator, weight=operator.weight.to("meta"), bias=operator.bias.to("meta"))
+
+
 def is_scaling(module: nn.Module) -> bool:
     """Whether `scaling_of` reads the module as a per-channel `scale * z + shift` (in eval mode)."""
     return isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, ChannelAffine))

@@ -7,6 +7,7 @@ share of the layer's output energy they drop, scaled by one measured divergence 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from calibration.batchnorm import reestimate
 from calibration.statistics import Statistics, output_covariance
-from pipeline.compress.algebra import operator_of
-from pipeline.compress.linearize import linearize
+from pipeline.compress.algebra import shape_of
+from pipeline.compress.linearize import channel_dims, linearize
 from pipeline.compress.merge import merge
 from pipeline.compress.segments import Segment, segments
 from pipeline.compress.truncate import factors, full_rank, principal_basis, truncatable, truncate
@@ -27,7 +28,6 @@ from pipeline.model.operators import layer_operator, milliseconds, operators
 from targets.cost import CostTable
 
 RANKS_PER_LAYER = 12
-ENERGY_KEPT = 0.5  # the rank at which a layer's sensitivity is measured keeps this share or more of the energy
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,14 @@ def _levels(base: Network, statistics: Statistics, batches: Sequence[Tensor], re
         else:
             useful.append(segment)
     order = sorted({site for segment in useful for site in segment.sites}, key=lambda s: (statistics[s].entropy(), s))
+    dims = channel_dims(base)
     levels: list[Level] = []
     for k in range(len(order) + 1):
         allowed = set(order[:k])
         chosen = _best_disjoint([segment for segment in useful if allowed.issuperset(segment.sites)])
         if levels and chosen == levels[-1].segments:
             continue
-        edits = tuple(edit for segment in chosen for edit in _edits_of(segment, statistics))
+        edits = tuple(edit for segment in chosen for edit in _edits_of(segment, statistics, dims))
         progress(f"measuring the damage of {len(chosen)} merges ({k} of {len(order)} sites linear)")
         edited = replay(base, edits)
         reestimate(edited.graph, batches)
@@ -136,47 +137,23 @@ def _levels(base: Network, statistics: Statistics, batches: Sequence[Tensor], re
     return levels
 
 
-def _edits_of(segment: Segment, statistics: Statistics) -> list[Edit]:
-    fits = [(site, statistics[site]) for site in segment.sites]
-    linear = [linearize(site, fit.slope, fit.intercept, fit.channel_dim) for site, fit in fits]
+def _edits_of(segment: Segment, statistics: Statistics, dims: Mapping[str, int]) -> list[Edit]:
+    linear = [linearize(site, statistics[site].slope, statistics[site].intercept, dims[site]) for site in segment.sites]
     return [*linear, merge(segment.layers, skip=segment.skip)]
 
 
 def _best_disjoint(candidates: Sequence[Segment]) -> tuple[Segment, ...]:
     """The disjoint segments that save most together: weighted interval scheduling along each trunk."""
-    position = {name: i for i, name in enumerate(dict.fromkeys(n for s in candidates for n in s.layers))}
-    best: dict[frozenset[str], tuple[float, tuple[Segment, ...]]] = {}
     result: list[Segment] = []
-    for group in _overlapping(candidates):
-        group = sorted(group, key=lambda s: max(position[n] for n in s.layers))
-        best.clear()
-        chosen: list[tuple[float, tuple[Segment, ...]]] = [(0.0, ())]
-        for i, segment in enumerate(group):
-            before = max((chosen[j + 1] for j in range(i) if not _clash(segment, chosen[j + 1][1])),
-                         default=(0.0, ()), key=lambda c: c[0])
-            taken = (before[0] + segment.saving_ms, (*before[1], segment))
-            chosen.append(max(chosen[-1], taken, key=lambda c: c[0]))
-        result += chosen[-1][1]
-    order = {id(segment): i for i, segment in enumerate(candidates)}
-    return tuple(sorted(result, key=lambda s: order[id(s)]))
-
-
-def _clash(segment: Segment, others: Sequence[Segment]) -> bool:
-    return any(set(segment.layers) & set(other.layers) for other in others)
-
-
-def _overlapping(candidates: Sequence[Segment]) -> list[list[Segment]]:
-    groups: list[tuple[set[str], list[Segment]]] = []
-    for segment in candidates:
-        names, members = set(segment.layers), [segment]
-        rest = []
-        for other_names, other in groups:
-            if names & other_names:
-                names, members = names | other_names, other + members
-            else:
-                rest.append((other_names, other))
-        groups = [*rest, (names, members)]
-    return [members for _, members in groups]
+    for trunk in dict.fromkeys(segment.trunk for segment in candidates):
+        group = sorted((s for s in candidates if s.trunk == trunk), key=lambda s: s.span[1])
+        ends = [segment.span[1] for segment in group]
+        best: list[tuple[float, tuple[Segment, ...]]] = [(0.0, ())]
+        for segment in group:
+            saved, before = best[bisect_left(ends, segment.span[0])]
+            best.append(max(best[-1], (saved + segment.saving_ms, (*before, segment)), key=lambda choice: choice[0]))
+        result += best[-1][1]
+    return tuple(result)
 
 
 def _truncations(base: Network, batches: Sequence[Tensor], reference: Tensor, costs: CostTable, times: Mapping[str, float],
@@ -190,11 +167,11 @@ def _truncations(base: Network, batches: Sequence[Tensor], reference: Tensor, co
     for layer in layers:
         mean, covariance, _ = covariances[layer]
         vectors, values = principal_basis(covariance)
-        operator = operator_of(base.layer(layer))
+        shape = shape_of(base.layer(layer))
         savings = {}
         for rank in _ranks(full_rank(base.layer(layer))):
             with torch.device("meta"):
-                reduce, expand = (part.module() for part in factors(_on_meta(operator), rank))
+                reduce, expand = (part.module() for part in factors(shape, rank))
             thin = (costs.milliseconds(layer_operator(reduce, maps[layer].in_size, maps[layer].out_size))
                     + costs.milliseconds(layer_operator(expand, maps[layer].out_size, maps[layer].out_size)))
             savings[rank] = times[layer] - thin
@@ -218,9 +195,3 @@ def _ranks(full: int) -> list[int]:
     """Up to a dozen ranks below the full one, on the multiples of 4 or 8 that vector units like."""
     step = max(4, 8 * round(full / RANKS_PER_LAYER / 8)) if full >= 16 else 1
     return list(range(step, full, step))
-
-
-def _on_meta(operator):
-    from dataclasses import replace
-
-    return replace(operator, weight=operator.weight.to("meta"), bias=operator.bias.to("meta"))

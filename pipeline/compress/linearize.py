@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pipeline.model.edits import Edit, applies
-from pipeline.model.network import ChannelAffine, Network
+from pipeline.model.network import ChannelAffine, Network, probe_shapes
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.PReLU)
 
@@ -26,6 +26,18 @@ def sites(network: Network) -> list[str]:
     """Names of the rectifiers that are called once, in execution order."""
     calls = [node.target for node in network.graph.graph.nodes if node.op == "call_module"]
     return [name for name, layer in network.layers().items() if isinstance(layer, RECTIFIERS) and calls.count(name) == 1]
+
+
+def channel_dims(network: Network) -> dict[str, int]:
+    """Site -> dimension of its channels: 1 for maps [N, C, H, W], last for tokens and for what a `Linear` made."""
+    dims, ranks = {}, {name: len(shape) for name, (shape, _) in probe_shapes(network).items()}
+    for site in sites(network):
+        source = network.node(site).args[0]
+        while source.op == "call_module" and not isinstance(network.layer(source.target), (nn.Conv2d, nn.Linear)):
+            source = source.args[0]
+        made_by_linear = source.op == "call_module" and isinstance(network.layer(source.target), nn.Linear)
+        dims[site] = -1 if made_by_linear or ranks[site] != 4 else 1
+    return dims
 
 
 def linearize(site: str, scale: Tensor, shift: Tensor, channel_dim: int) -> Edit:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from pipeline.compress.algebra import LinearOperator, composed, is_layer, is_scaling, moves_padding, operator_of, takes_skip
+from pipeline.compress.algebra import LinearOperator, composed, is_layer, is_scaling, moves_padding, shape_of, takes_skip
 from pipeline.compress.linearize import RECTIFIERS
 from pipeline.compress.merge import skip_addition
 from pipeline.model.network import Network
@@ -28,6 +28,8 @@ class Segment:
     """A chain that can be merged.
 
     Attributes:
+        trunk: name of the first link of the trunk it is a stretch of.
+        span: positions of its first and last link in that trunk.
         layers: names of the chain in execution order, layers, norms and rectifiers.
         sites: the rectifiers among them.
         skip: the chain's own input is added to its output, and the merged layer absorbs that.
@@ -36,6 +38,8 @@ class Segment:
         becomes: the merged layer in words.
     """
 
+    trunk: str
+    span: tuple[int, int]
     layers: tuple[str, ...]
     sites: tuple[str, ...]
     skip: bool
@@ -88,15 +92,15 @@ def _continues(node: fx.Node, links: set[fx.Node]) -> bool:
 
 def _from(network: Network, trunk: Sequence[fx.Node], kinds: Sequence[nn.Module], start: int, times: Mapping[str, float],
           maps: Mapping[str, object], costs: CostTable) -> list[Segment]:
-    """The segments that begin at `start`: one for every later layer of the trunk, and one more for a swallowed skip."""
+    """The segments that begin at `start`, one for every later layer of the trunk."""
     found: list[Segment] = []
-    merged, moved, layers = _shape(kinds[start]), False, 1
+    merged, moved, layers = shape_of(kinds[start]), False, 1
     first = trunk[start].target
     for end in range(start + 1, len(trunk)):
         module = kinds[end]
         if not is_layer(module):
             continue
-        following = _shape(module)
+        following = shape_of(module)
         if layers == LONGEST or following.tokens != merged.tokens:
             break
         moved = moved or moves_padding(following)
@@ -110,18 +114,10 @@ def _from(network: Network, trunk: Sequence[fx.Node], kinds: Sequence[nn.Module]
             layer = merged.module()
         last = next(node.target for node in reversed(trunk[:end + 1]) if is_layer(network.layer(node.target)))
         after = costs.milliseconds(layer_operator(layer, maps[first].in_size, maps[last].out_size))
-        plain = Segment(names, sites, False, before, after, moved, describe(layer))
         addition = skip_addition(trunk[end], trunk[start].args[0])
-        if addition is not None and takes_skip(merged):
-            found.append(Segment(names, sites, True, before + times.get(addition.name, 0.0), after, moved,
-                                 f"{describe(layer)}, skip inside"))
-        else:
-            found.append(plain)
+        skip = addition is not None and takes_skip(merged)
+        if skip:
+            before += times.get(addition.name, 0.0)
+        found.append(Segment(trunk[0].target, (start, end), names, sites, skip, before, after, moved,
+                             describe(layer) + (", skip inside" if skip else "")))
     return found
-
-
-def _shape(module: nn.Module) -> LinearOperator:
-    """The operator without its values: shapes are all that pricing needs."""
-    operator = operator_of(module)
-    return LinearOperator(operator.weight.to("meta"), operator.bias.to("meta"), operator.stride, operator.padding,
-                          operator.dilation, operator.groups, operator.tokens)

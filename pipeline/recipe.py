@@ -1,0 +1,127 @@
+"""What the user asks for: one typed, strict value, read from `planish.toml` or from the command line."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.quantities import parse_latency, parse_points
+from targets.errors import UsageError, nearest
+
+Format = Literal["tflite", "onnx"]
+
+
+class Recipe(BaseModel):
+    """A whole run of `planish fit`; the fields are the keys of `planish.toml`.
+
+    Attributes:
+        model: `file.py:callable`, `package.module:callable` or `model.pt2`.
+        weights: state dict to load into it, `.safetensors` or `.pt`.
+        data: calibration samples, `file.py:callable`, a folder of class folders, or an `.npz`.
+        test: samples that quality is judged on; a fifth of `data` is held out where none are given.
+        mean, std: per-channel normalisation of the samples, after scaling to [0, 1].
+        target: name of a target profile.
+        latency: `12ms`, or `60%` of what the original takes there.
+        max_drop: quality that may be lost, `0.5pt`; None only reports it.
+        formats: artifacts to write; the latency is asked of the first.
+        channels_last: TFLite takes and gives NHWC.
+        recover_steps: optimiser steps of the final recovery.
+        recover_batch, recover_rate: samples a step and peak learning rate of the recovery.
+        mixup: recovery blends samples; turn it off for inputs of which a blend means nothing.
+        tolerance: how much faster than asked is good enough to stop looking, as a share.
+        max_probes: measured candidates before the search stops.
+        calibration_samples: how many samples statistics and planning look at.
+        seed: of every random choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: str
+    weights: str | None = None
+    data: str
+    test: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    target: str
+    latency: str
+    max_drop: str | None = None
+    formats: list[Format] = Field(default=["tflite", "onnx"], min_length=1)
+    channels_last: bool = True
+    recover_steps: int = Field(default=400, ge=0)
+    recover_batch: int = Field(default=64, ge=1)
+    recover_rate: float = Field(default=1e-3, gt=0)
+    mixup: bool = True
+    tolerance: float = Field(default=0.03, ge=0, lt=1)
+    max_probes: int = Field(default=6, ge=1)
+    calibration_samples: int = Field(default=512, ge=1)
+    seed: int = 0
+
+    @field_validator("latency")
+    @classmethod
+    def _latency(cls, value: str) -> str:
+        parse_latency(value)
+        return value
+
+    @field_validator("max_drop")
+    @classmethod
+    def _max_drop(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_points(value)
+        return value
+
+    @field_validator("formats")
+    @classmethod
+    def _formats(cls, value: list[Format]) -> list[Format]:
+        return list(dict.fromkeys(value))
+
+    @property
+    def max_drop_points(self) -> float | None:
+        return None if self.max_drop is None else parse_points(self.max_drop)
+
+    def latency_ms(self, base_ms: float) -> float:
+        """The latency asked for in milliseconds, given what the original takes."""
+        milliseconds, share = parse_latency(self.latency)
+        return milliseconds if milliseconds is not None else share * base_ms
+
+    def to_toml(self) -> str:
+        """The recipe as a `planish.toml`, every default spelled out; None is left out, TOML has no such value."""
+        rows = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.model_dump().items() if value is not None]
+        return "\n".join(rows) + "\n"
+
+
+def make_recipe(**fields: object) -> Recipe:
+    """A recipe from the command line. Raises UsageError RECIPE_FIELD naming the option."""
+    return _checked({key: value for key, value in fields.items() if value is not None}, "the command line")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a `planish.toml`.
+
+    Raises:
+        UsageError: RECIPE_MISSING, RECIPE_SYNTAX, RECIPE_FIELD (unknown, missing or of the wrong type).
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError("the recipe cannot be read", where=str(path), why=error.strerror or str(error),
+                         fix="check the path, or write one with `planish init`", code="RECIPE_MISSING") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError("the recipe is not TOML", where=str(path), why=str(error), code="RECIPE_SYNTAX",
+                         fix="correct that line; strings are in double quotes") from error
+    return _checked(data, str(path))
+
+
+def _checked(data: dict[str, object], where: str) -> Recipe:
+    try:
+        return Recipe(**data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        hint = nearest(key, Recipe.model_fields) if first["type"] == "extra_forbidden" else ""
+        raise UsageError(f"the recipe's '{key}' cannot be used", where=f"{where}, {key}", why=first["msg"],
+                         fix=f"{hint}the keys are {', '.join(Recipe.model_fields)}" if hint or first["type"] in ("missing", "extra_forbidden")
+                         else f"correct the value of '{key}'", code="RECIPE_FIELD") from error
