@@ -1,7 +1,7 @@
 """Runs inside the emulated ARM64 Python: each job's artifact, divided into the phases that the QEMU plugin counts.
 
 usage: guest.py PLAN.json RESULT.json      PLAN: {"jobs": [{"mode", "artifact", "format", "inputs", ...}]}
-  mode "count": "label": first label, "phases": how many; one inference a phase, after two for warm-up.
+  mode "count": "label": the first, "phases": how many, one inference each, "warmups": inferences before them.
   mode "run":   "outputs": .npz to write, every sample one by one.
 RESULT: {"maps": the memory map, "jobs": [{} or {"error": text}]}
 """
@@ -11,8 +11,7 @@ import gc
 import json
 import sys
 
-import numpy
-from artifact import ArtifactError, Samples, open_artifact
+from artifact import ArtifactError, Samples, open_artifact, write_outputs
 
 MARK = 0x504C4E53       # as in blocks.c
 prctl = ctypes.CDLL(None).prctl
@@ -28,8 +27,8 @@ def count(job):
     artifact = open_artifact(job["artifact"], job["format"])
     samples = Samples(job["inputs"], artifact)
     artifact.feed(samples[0])
-    artifact.invoke()
-    artifact.invoke()
+    for _ in range(job["warmups"]):
+        artifact.invoke()
     for phase in range(job["phases"]):
         artifact.feed(samples[phase % samples.count])
         mark(0)
@@ -39,13 +38,7 @@ def count(job):
 
 def run(job):
     artifact = open_artifact(job["artifact"], job["format"])
-    samples = Samples(job["inputs"], artifact)
-    rows = []
-    for index in range(samples.count):
-        artifact.feed(samples[index])
-        artifact.invoke()
-        rows.append(artifact.outputs())
-    numpy.savez(job["outputs"], **{name: numpy.concatenate([row[name] for row in rows]) for name in rows[0]})
+    write_outputs(artifact, Samples(job["inputs"], artifact), job["outputs"])
 
 
 def main(plan_path, result_path):

@@ -6,6 +6,8 @@ Needs numpy and the runtime, nothing of planish. Errors are `ArtifactError`, who
 import importlib.metadata
 import os
 
+import numpy
+
 
 class ArtifactError(Exception):
     """The artifact does not load, or the inputs do not fit it."""
@@ -52,7 +54,6 @@ class Onnx:
     """ONNX Runtime's CPU execution provider, sequential, all graph optimisations (its default)."""
 
     def __init__(self, path):
-        import numpy
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -95,7 +96,6 @@ class Samples:
     """
 
     def __init__(self, path, artifact):
-        import numpy
         try:
             with numpy.load(path) as archive:
                 arrays = {name: archive[name] for name in archive.files}
@@ -116,3 +116,13 @@ class Samples:
 
     def __getitem__(self, index):
         return [array[index:index + 1] for array in self.arrays]
+
+
+def write_outputs(artifact, samples, path):
+    """Run every sample, one by one, and write one array [samples, ...] an output to the .npz `path`."""
+    rows = []
+    for index in range(samples.count):
+        artifact.feed(samples[index])
+        artifact.invoke()
+        rows.append(artifact.outputs())
+    numpy.savez(path, **{name: numpy.concatenate([row[name] for row in rows]) for name in rows[0]})
