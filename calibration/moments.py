@@ -50,7 +50,7 @@ class ChannelMoments(Moments):
         rows = rows.double()
         mean = rows.mean(1)
         centred = rows - mean[:, None]
-        self._join(rows.shape[1], mean, _row_dot(centred, centred))
+        self._join(rows.shape[1], mean, torch.linalg.vecdot(centred, centred))
 
     def _outer(self, delta: Tensor) -> Tensor:
         return delta * delta
@@ -64,7 +64,7 @@ class PairMoments(Moments):
         z, phi = z.double(), phi.double()
         mean = torch.stack([z.mean(1), phi.mean(1)])
         z, phi = z - mean[0, :, None], phi - mean[1, :, None]
-        self._join(z.shape[1], mean, torch.stack([_row_dot(z, z), _row_dot(z, phi), _row_dot(phi, phi)]))
+        self._join(z.shape[1], mean, torch.stack([torch.linalg.vecdot(z, z), torch.linalg.vecdot(z, phi), torch.linalg.vecdot(phi, phi)]))
 
     def _outer(self, delta: Tensor) -> Tensor:
         dz, dphi = delta
@@ -83,8 +83,3 @@ class VectorMoments(Moments):
 
     def _outer(self, delta: Tensor) -> Tensor:
         return torch.outer(delta, delta)
-
-
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each row: [C, N], [C, N] -> [C], without the product in memory."""
-    return torch.bmm(a[:, None], b[:, :, None]).flatten()

@@ -8,6 +8,7 @@ numbers pooled over all samples in eval mode, so the result does not depend on t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +175,9 @@ class _Accumulator:
             raise UsageError(f"activation '{site}' changes its width", where=site,
                              why=f"{len(self.minimum)} neurons in one batch, {len(low)} in another",
                              fix="give samples of one size, or name the dimension of the channels", code="SITE_SHAPE")
-        self.counts = self.counts + torch.stack([(z > 0).sum(1), (z < 0).sum(1), (z == 0).sum(1), (z >= upper).sum(1)])
+        on, off = (z > 0).sum(1), (z < 0).sum(1)
+        saturated = torch.zeros_like(on) if math.isinf(upper) else (z >= upper).sum(1)
+        self.counts = self.counts + torch.stack([on, off, z.shape[1] - on - off, saturated])
         self.minimum = low if self.minimum is None else torch.minimum(self.minimum, low)
         self.maximum = high if self.maximum is None else torch.maximum(self.maximum, high)
         self.moments.add(z, phi)
