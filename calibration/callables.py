@@ -101,7 +101,7 @@ def _import_module(reference: str, name: str) -> ModuleType:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise failure_of(reference, None, error) from error  # the module is there, one that it imports is not
         raise UsageError(f"the Python module '{name}' was not found", where=reference, why=str(error),
-                         fix="install it, run from the folder that holds it, or name the file: path/to/file.py:callable",
+                         fix="install it, run from the folder that holds it, or name a file: path/to/file.py:callable",
                          code="DATA_MISSING") from error
     except (Exception, SystemExit) as error:  # anything may go wrong in user code
         raise failure_of(reference, None, error) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 
 class Moments:
@@ -50,7 +51,7 @@ class ChannelMoments(Moments):
         rows = rows.double()
         mean = rows.mean(1)
         centred = rows - mean[:, None]
-        self._join(rows.shape[1], mean, torch.linalg.vecdot(centred, centred))
+        self._join(rows.shape[1], mean, vecdot(centred, centred))
 
     def _outer(self, delta: Tensor) -> Tensor:
         return delta * delta
@@ -64,7 +65,7 @@ class PairMoments(Moments):
         z, phi = z.double(), phi.double()
         mean = torch.stack([z.mean(1), phi.mean(1)])
         z, phi = z - mean[0, :, None], phi - mean[1, :, None]
-        self._join(z.shape[1], mean, torch.stack([torch.linalg.vecdot(z, z), torch.linalg.vecdot(z, phi), torch.linalg.vecdot(phi, phi)]))
+        self._join(z.shape[1], mean, torch.stack([vecdot(z, z), vecdot(z, phi), vecdot(phi, phi)]))
 
     def _outer(self, delta: Tensor) -> Tensor:
         dz, dphi = delta

@@ -123,7 +123,8 @@ class FolderSource:
         if self.shape is not None and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
             raise UsageError("the network's input is not an image", where=str(self.files[0].parent),
                              why=f"it takes samples of shape {list(self.shape)}; images have 1 or 3 channels, height "
-                                 "and width", fix="give the samples as an .npz or as file.py:callable", code="DATA_SHAPE")
+                                 "and width",
+                             fix="give the samples as an .npz or as file.py:callable", code="DATA_SHAPE")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -173,8 +174,8 @@ def read_folder(folder: Path, shape: tuple[int, ...] | None, classes: int | None
         return FolderSource(tuple(files), None, shape), None
     if classes is not None and len(class_folders) != classes:
         raise UsageError("the class folders do not match the network's classes", where=str(folder),
-                         why=f"{len(class_folders)} folders, {classes} classes; a label is its folder's place in sorted order",
-                         fix="make one folder a class, named so that they sort in the network's order (it may be empty)",
+                         why=f"{len(class_folders)} folders, {classes} classes; a label is its folder's place when sorted",
+                         fix="make one folder a class (it may be empty), named to sort in the order of the network's outputs",
                          code="DATA_LABELS")
     labelled = [(file, label) for label, path in enumerate(class_folders) for file in _images(path)]
     files, labels = zip(*labelled, strict=True)

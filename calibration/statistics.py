@@ -106,7 +106,7 @@ class SiteStatistics:
 
 
 def entropy_bits(counts: Tensor) -> Tensor:
-    """Entropy in bits of counts [states, channels] -> [channels] float64, with 0 log 0 = 0; 0 where all counts are 0."""
+    """Entropy in bits of counts [states, channels] -> [channels] float64, with 0 log 0 = 0; 0 without counts."""
     share = counts.double() / counts.sum(0).clamp(min=1)
     return torch.where(share > 0, -share * torch.where(share > 0, share, 1.0).log2(), 0.0).sum(0)
 
@@ -222,7 +222,7 @@ def collect(module: nn.Module, sites: Sequence[str], batches: Iterable[Batch], *
 
 
 class LayerMoments(NamedTuple):
-    """mean: [C] float64; covariance: [C, C] float64, divided by count; count: observations (samples times positions)."""
+    """mean: [C] float64; covariance: [C, C] float64, divided by count; count: samples times positions."""
 
     mean: Tensor
     covariance: Tensor

@@ -1,6 +1,6 @@
 """Trains `model.py` on Fashion-MNIST and writes everything that the example keeps in the repository.
 
-Written beside this file: `weights.safetensors`, `train_log.json`, and the class-balanced samples `calibration.npz` (from
+Written beside this file: `weights.safetensors`, `train_log.json`, and class-balanced samples, `calibration.npz` (from
 the training set) and `test.npz` (from the test set). The four IDX files come from Debian's package
 `dataset-fashion-mnist` (`apt-get install dataset-fashion-mnist`), or from anywhere else with `--data`.
 
@@ -124,7 +124,7 @@ def train(args: argparse.Namespace, images: Tensor, labels: Tensor, test_images:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="the four IDX files")
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="four IDX files")
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="the peak of the cycle")

@@ -38,7 +38,8 @@ def with_on_counts() -> Tensor:
 
 def random_maps(seed: int = 0, count: int = 12, channels: int = 5, size: int = 6) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, channels, size, size, generator=generator) + torch.linspace(-2, 2, channels)[:, None, None]
+    means = torch.linspace(-2, 2, channels)[:, None, None]
+    return torch.randn(count, channels, size, size, generator=generator) + means
 
 
 def test_anchor_of_six_channels():
@@ -258,5 +259,6 @@ def test_output_covariance_against_direct_computation(batch: int):
     for layer, rows in (("0", conv.transpose(0, 1).flatten(1)), ("3", linear.flatten(0, 1).T)):
         mean, covariance, count = seen[layer]
         assert count == rows.shape[1]
-        assert torch.allclose(mean, rows.double().mean(1), rtol=1e-5, atol=1e-7)  # the float32 forward pass itself varies
+        # the float32 forward pass itself varies with the batch
+        assert torch.allclose(mean, rows.double().mean(1), rtol=1e-5, atol=1e-7)
         assert torch.allclose(covariance, torch.cov(rows.double(), correction=0), rtol=1e-5, atol=1e-7)
