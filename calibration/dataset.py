@@ -43,7 +43,7 @@ class Normalization:
         return (x - torch.tensor(self.mean).view(per_channel)) / torch.tensor(self.std).view(per_channel)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Samples in a fixed order. A sample is x: float32 of `shape` (no batch dimension), with or without a class number.
 

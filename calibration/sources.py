@@ -35,7 +35,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ArraySource:
     """x: [N, ...] uint8 or floating; y: [N] integers, or None."""
 
@@ -70,7 +70,7 @@ class ArraySource:
         return f"sample {index} of {self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SequenceSource:
     """A map-style torch `Dataset` or a list of the user's, whose items are `(x, label)` or `x` alone."""
 
@@ -109,7 +109,7 @@ class SequenceSource:
         return f"sample {index} of {self.origin.reference}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FolderSource:
     """Image files and their labels, decoded when asked for; up to `cache_bytes` of decoded pixels are kept."""
 
@@ -174,8 +174,8 @@ def read_folder(folder: Path, shape: tuple[int, ...] | None, classes: int | None
         return FolderSource(tuple(files), None, shape), None
     if classes is not None and len(class_folders) != classes:
         raise UsageError("the class folders do not match the network's classes", where=str(folder),
-                         why=f"{len(class_folders)} folders, {classes} classes; a label is its folder's place when sorted",
-                         fix="make one folder a class (it may be empty), named to sort in the order of the network's outputs",
+                         why=f"{len(class_folders)} folders, {classes} classes; a label is a folder's place when sorted",
+                         fix="make one folder a class (it may be empty), named to sort in the order of the outputs",
                          code="DATA_LABELS")
     labelled = [(file, label) for label, path in enumerate(class_folders) for file in _images(path)]
     files, labels = zip(*labelled, strict=True)

@@ -231,6 +231,14 @@ def test_unusable_batches(batches: list[Tensor], code: str):
     assert caught.value.code == code
 
 
+def test_traced_graphs_are_observed_like_modules():
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.ReLU())
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    traced = collect(torch.fx.symbolic_trace(network), ["1", "3"], [x])
+    plain = collect(network, ["1", "3"], [x])
+    assert all(torch.equal(traced[site].covariance, plain[site].covariance) for site in ("1", "3"))
+
+
 def test_progress_counts_samples():
     counts: list[int] = []
     site_of(torch.ones(10, 2), progress=counts.append)
