@@ -37,7 +37,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """x: [N, ...] uint8 or floating; y: [N] integers, or None."""
+    """x: [N, ...] uint8 or floating; y: [N] int64, or None."""
 
     name: str
     x: Tensor
@@ -48,14 +48,7 @@ class ArraySource:
             raise UsageError("the samples are not an array of samples", where=self.name,
                              why=f"x has shape {list(self.x.shape)}; the first dimension counts samples",
                              fix="give x the shape [N, channels, height, width], or [N, features]", code="DATA_FORMAT")
-        if self.y is None:
-            return
-        if self.y.ndim != 1 or self.y.is_floating_point() or self.y.is_complex():
-            raise UsageError("the labels are not class numbers", where=self.name,
-                             why=f"y has shape {list(self.y.shape)} and type {_plain(self.y.dtype)}",
-                             fix="give y the shape [N] and an integer type; for one-hot rows use y.argmax(1)",
-                             code="DATA_LABELS")
-        if len(self.x) != len(self.y):
+        if self.y is not None and len(self.x) != len(self.y):
             raise UsageError("samples and labels differ in number", where=self.name,
                              why=f"x holds {len(self.x)} samples, y holds {len(self.y)} labels",
                              fix="write both from the same list", code="DATA_LABELS")
@@ -174,7 +167,7 @@ def read_folder(folder: Path, shape: tuple[int, ...] | None, classes: int | None
         return FolderSource(tuple(files), None, shape), None
     if classes is not None and len(class_folders) != classes:
         raise UsageError("the class folders do not match the network's classes", where=str(folder),
-                         why=f"{len(class_folders)} folders, {classes} classes; a label is a folder's place when sorted",
+                         why=f"{len(class_folders)} folders, {classes} classes; labels are their sorted places",
                          fix="make one folder a class (it may be empty), named to sort in the order of the outputs",
                          code="DATA_LABELS")
     labelled = [(file, label) for label, path in enumerate(class_folders) for file in _images(path)]
@@ -206,7 +199,18 @@ def from_arrays(arrays: Mapping[str, Any], name: str) -> ArraySource:
         raise UsageError("there is no array of samples", where=name, why=f"the arrays are {sorted(arrays) or 'none'}",
                          fix="name the samples x and the labels y", code="DATA_FORMAT")
     y = arrays.get("y")
-    return ArraySource(name, as_tensor(arrays[key], name), None if y is None else torch.as_tensor(np.asarray(y)))
+    return ArraySource(name, as_tensor(arrays[key], name), None if y is None else _labels(y, name))
+
+
+def _labels(y: Any, name: str) -> Tensor:
+    """[N] int64; DATA_LABELS for anything that is not a list of whole numbers."""
+    array = np.asarray(y)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise UsageError("the labels are not class numbers", where=name,
+                         why=f"y has shape {list(array.shape)} and type {array.dtype}",
+                         fix="give y the shape [N] and an integer type; for one-hot rows use y.argmax(1)",
+                         code="DATA_LABELS")
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def from_returned(returned: Any, origin: UserCallable, limit: int | None) -> Source:

@@ -90,6 +90,7 @@ def test_npz_that_cannot_be_used(tmp_path):
     refused("DATA_FORMAT", npz(tmp_path, x=np.float32(3.0)))
     refused("DATA_LABELS", npz(tmp_path, x=X, y=Y[:9]))
     refused("DATA_LABELS", npz(tmp_path, x=X, y=np.eye(10)))
+    refused("DATA_LABELS", npz(tmp_path, x=X, y=np.array(["cat"] * 10)))
     refused("DATA_EMPTY", npz(tmp_path, x=X[:0]))
     error = refused("DATA_SHAPE", npz(tmp_path, x=X), input_shape=(1, 28, 28))
     assert "[3, 4, 4]" in error.why and "[1, 28, 28]" in error.why
