@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from reports.quantities import milliseconds, percent
+
 _FONT_PX = 12.0
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 58.0, 16.0, 26.0, 46.0
 _MARKER_PX = 5.5
@@ -95,12 +97,12 @@ def latency_quality(points: Sequence[Point], *, target_ms: float, floor_percent:
     """
     left, right, top, bottom = _MARGIN_LEFT, width - _MARGIN_RIGHT, _MARGIN_TOP, height - _MARGIN_BOTTOM
     x = _axis([value for each in points for value in (each.low_ms, each.x_ms, each.high_ms)] + [target_ms],
-              left, right, 85)
+              left, right, 64)
     levels = [value for each in points for value in (each.low_percent, each.y_percent, each.high_percent)]
-    y = _axis(levels + ([floor_percent] if floor_percent is not None else []), bottom, top, 45)
+    y = _axis(levels + ([floor_percent] if floor_percent is not None else []), bottom, top, 40)
 
     description = f"Latency against {metric}: " + "; ".join(
-        f"{each.label} {each.x_ms:.3g} ms, {each.y_percent:.2f} %" for each in points)
+        f"{each.label} {milliseconds(each.x_ms)}, {percent(each.y_percent)}" for each in points)
     parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">']
     for value, text in x.ticks():
         parts.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
@@ -112,7 +114,7 @@ def latency_quality(points: Sequence[Point], *, target_ms: float, floor_percent:
     parts.append(_text((left + right) / 2, height - 8, "latency, ms (less is better)", "axis-name", "middle"))
     parts.append(_text(left - 48, top - 12, f"{metric}, % (more is better)", "axis-name", "start"))
 
-    taken = [_marker_box(x(each.x_ms), y(each.y_percent)) for each in points]
+    taken = [box for each in points for box in _occupied(each, x, y)]
     parts += _guides(x, y, target_ms, floor_percent, left, right, top, bottom, taken)
     for each in points:
         parts.append(_whiskers(each, x, y))
@@ -141,30 +143,35 @@ def _text(x: float, y: float, text: str, css_class: str, anchor: str) -> str:
 
 def _text_width(text: str) -> float:
     """An upper estimate for a proportional sans serif; there is no font to ask."""
-    return 0.6 * _FONT_PX * len(text)
+    return 0.65 * _FONT_PX * len(text)
 
 
-def _marker_box(x: float, y: float) -> _Box:
-    r = _MARKER_PX + 2
-    return _Box(x - r, y - r, x + r, y + r)
+def _occupied(point: Point, x: _Axis, y: _Axis) -> list[_Box]:
+    """Where labels should not be: the marker (with its ring) and the two whiskers."""
+    across, up = x(point.x_ms), y(point.y_percent)
+    r = _MARKER_PX + (6 if point.chosen else 2)
+    return [_Box(across - r, up - r, across + r, up + r), _Box(x(point.low_ms), up - 1, x(point.high_ms), up + 1),
+            _Box(across - 1, y(point.high_percent), across + 1, y(point.low_percent))]
 
 
 def _guides(x: _Axis, y: _Axis, target_ms: float, floor_percent: float | None, left: float, right: float, top: float,
             bottom: float, taken: list[_Box]) -> list[str]:
-    """The target and floor lines with their names; the names' boxes are added to `taken`."""
-    parts, at = [], x(target_ms)
-    name = f"target {target_ms:.4g} ms"
-    to_the_left = at + 6 + _text_width(name) > right
-    parts.append(f'<line class="target" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
-    parts.append(_text(at - 6 if to_the_left else at + 6, top + 11, name, "target-name", "end" if to_the_left else "start"))
-    start = at - 6 - _text_width(name) if to_the_left else at + 6
-    taken.append(_Box(start, top, start + _text_width(name), top + 15))
+    """The target and floor lines with their names; lines and names are added to `taken`."""
+    at, name = x(target_ms), f"target {milliseconds(target_ms)}"
+    width = _text_width(name)
+    anchor, start = ("end", at - 6 - width) if at + 6 + width > right else ("start", at + 6)
+    parts = [f'<line class="target" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>',
+             _text(at + (6 if anchor == "start" else -6), top + 11, name, "target-name", anchor)]
+    taken += [_Box(at - 1, top, at + 1, bottom), _Box(start, top, start + width, top + 15)]
     if floor_percent is not None:
-        level, name = y(floor_percent), f"floor {floor_percent:.2f} %"
+        level, name = y(floor_percent), f"floor {percent(floor_percent)}"
+        width = _text_width(name)
         parts.append(f'<line class="floor" x1="{left:.1f}" x2="{right:.1f}" y1="{level:.1f}" y2="{level:.1f}"/>')
-        below = min(level + 15, bottom - 3)
-        parts.append(_text(right - 4, below, name, "floor-name", "end"))
-        taken.append(_Box(right - 4 - _text_width(name), below - 12, right, below + 3))
+        places = [(_Box(edge, line - 11, edge + width, line + 3), line) for line in (level + 14, level - 5)
+                  for edge in (right - 4 - width, left + 6, (left + right - width) / 2) if top + 11 < line < bottom - 3]
+        box, line = min(places, key=lambda place: sum(place[0].overlap(other) for other in taken))
+        parts.append(_text(box.left, line, name, "floor-name", "start"))
+        taken += [_Box(left, level - 1, right, level + 1), box]
     return parts
 
 
@@ -176,9 +183,9 @@ def _whiskers(point: Point, x: _Axis, y: _Axis) -> str:
 
 def _labelled_marker(point: Point, x: float, y: float, taken: list[_Box], frame: _Box) -> str:
     """Marker and label; the label takes the nearest place that covers no marker, label or edge."""
-    width = _text_width(point.label)
-    best: tuple[float, _Box] | None = None
-    for distance in (9.0, 20.0, 32.0, 46.0):
+    width, radius = _text_width(point.label), _MARKER_PX + (9 if point.chosen else 4)
+    best: tuple[float, _Box, str] | None = None
+    for distance in (radius, radius + 12, radius + 24, radius + 38):
         for dx, dy in ((1, 0), (0.7, -0.7), (0.7, 0.7), (-1, 0), (-0.7, -0.7), (-0.7, 0.7), (0, -1), (0, 1)):
             centre_y = y + dy * distance
             box_left = x + dx * distance - (width if dx < 0 else width / 2 if dx == 0 else 0)
@@ -186,16 +193,17 @@ def _labelled_marker(point: Point, x: float, y: float, taken: list[_Box], frame:
             outside = 14 * width - box.overlap(frame)
             cost = sum(box.overlap(other) for other in taken) + 2 * outside + distance
             if best is None or cost < best[0]:
-                best = cost, box
-    box = best[1]
+                best = cost, box, "end" if dx < 0 else "start" if dx > 0 else "middle"
+    _, box, anchor = best
     taken.append(box)
     nearest_x, nearest_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
     parts = []
-    if math.hypot(nearest_x - x, nearest_y - y) > 14:
+    if math.hypot(nearest_x - x, nearest_y - y) > radius + 4:
         parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{nearest_x:.1f}" y2="{nearest_y:.1f}"/>')
     if point.chosen:
         parts.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="{_MARKER_PX + 4.5}"/>')
     parts.append(marker(point.outcome, x, y))
-    parts.append(_text(box.left, box.bottom - 3, point.label, "label chosen" if point.chosen else "label", "start"))
+    at = {"start": box.left, "middle": (box.left + box.right) / 2, "end": box.right}[anchor]
+    parts.append(_text(at, box.bottom - 3, point.label, "label chosen" if point.chosen else "label", anchor))
     body = "".join(parts)
     return f'<a href="#{escape(point.link)}">{body}</a>' if point.link else body

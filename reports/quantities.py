@@ -31,8 +31,12 @@ def milliseconds(value_ms: float | None) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """`[8.29, 8.34]`; the unit stands on the value it belongs to."""
-    return f"[{significant(low)}, {significant(high)}]"
+    """`[8.29, 8.34]`; the unit stands on the value it belongs to. A narrow interval gets the digits that show it."""
+    texts = significant(low), significant(high)
+    if texts[0] == texts[1] and low < high:
+        decimals = -math.floor(math.log10(high - low))
+        texts = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
+    return f"[{texts[0]}, {texts[1]}]"
 
 
 def percent(value_percent: float | None) -> str:

@@ -6,6 +6,7 @@ template engine; the page's own content policy forbids loading anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
@@ -21,6 +22,7 @@ _VERDICTS = {
     "verification-failed": ("!", "Verification failed"),
 }
 _OUTCOMES = {"base": "■ base", "met": "● met", "above": "▲ above", "undecided": "◆ undecided", "failed": "✕ failed"}
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
 def render(run: RunRecord) -> str:
@@ -30,7 +32,7 @@ def render(run: RunRecord) -> str:
     """
     sign, verdict = _VERDICTS[run.verdict]
     after = run.chosen
-    rows = compare_layers(run.base.layers, after.layers, after.edits) if after and after.layers else []
+    rows = compare_layers(run.base.layers, after.layers, after.edits) if after and after.index and after.layers else []
     slowest_ms = max((layer.predicted_ms or 0.0 for row in rows for layer in (row.before, row.after) if layer),
                      default=0.0)
     points = _points(run)
@@ -42,13 +44,24 @@ def render(run: RunRecord) -> str:
 
 def _environment() -> jinja2.Environment:
     """Strict (an unknown name is an error) and escaping; the filters are the spellings of `quantities`."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        finalize=_legible, trim_blocks=True, lstrip_blocks=True)
     for name in ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant"):
-        environment.filters[name] = getattr(quantities, name)
+        environment.filters[name] = _unbroken(getattr(quantities, name))
     for name in ("interval", "percent_interval", "speedup", "change"):
-        environment.globals[name] = getattr(quantities, name)
+        environment.globals[name] = _unbroken(getattr(quantities, name))
     return environment
+
+
+def _unbroken(spell: Callable[..., str]) -> Callable[..., str]:
+    """The same spelling with no-break spaces: a number never parts from its unit at the end of a line."""
+    return lambda *values: spell(*values).replace(" ", "\u00a0")
+
+
+def _legible(value: object) -> object:
+    """Control characters, which HTML does not allow, become the replacement character."""
+    return value.translate(_CONTROLS) if isinstance(value, str) else value
 
 
 def _points(run: RunRecord) -> list[plots.Point]:

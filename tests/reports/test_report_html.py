@@ -1,0 +1,199 @@
+"""The HTML report: complete, escaped, self-contained, well formed; the plot under it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from report_runs import TARGET_MS, all_runs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reports import plots
+from reports.comparison import compare_layers, touches
+from reports.html.render import render
+
+VOID = {"meta", "br", "input", "line", "path", "circle", "img", "link"}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes, and checks that every element is closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data.replace("\u00a0", " "))
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def pages(runs) -> dict[str, Page]:
+    return {name: Page(render(run)) for name, run in runs.items()}
+
+
+@pytest.mark.parametrize("name", all_runs())
+def test_nothing_is_loaded_from_anywhere(pages, name):
+    for tag, attributes in pages[name].tags:
+        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+        assert not {"src", "srcset", "action", "data", "xlink:href"} & attributes.keys()
+        assert not [key for key in attributes if key.startswith("on")]
+        assert attributes.get("href", "#").startswith("#")
+    style = render(all_runs()["met"]).split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+
+
+@pytest.mark.parametrize("name", all_runs())
+def test_links_lead_somewhere_and_ids_are_unique(pages, name):
+    identifiers = [attributes["id"] for _, attributes in pages[name].tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    links = {attributes["href"][1:] for _, attributes in pages[name].tags if "href" in attributes}
+    labels = {attributes["aria-labelledby"] for _, attributes in pages[name].tags if "aria-labelledby" in attributes}
+    assert links | labels <= set(identifiers)
+
+
+@pytest.mark.parametrize("name", all_runs())
+def test_every_table_says_what_its_columns_are_and_rows_fill_it(pages, name):
+    columns = cells = 0
+    for tag, attributes in pages[name].tags:
+        if tag == "thead":
+            columns = 0
+        elif tag == "th" and attributes.get("scope") == "col":
+            columns += 1
+        elif tag == "tr":
+            assert cells in (0, columns)
+            cells = 0
+        elif tag == "td" or (tag == "th" and attributes.get("scope") == "row"):
+            cells += int(attributes.get("colspan") or 1)
+        elif tag == "th":
+            pytest.fail("a header without a scope")
+        if tag in ("table", "h2"):
+            cells = 0
+
+
+def test_text_of_the_user_stays_text(pages, runs):
+    html = render(runs["hostile text"])
+    assert "<script" not in html and "<img" not in html and "<i>" not in html and "\x1b" not in html
+    assert "{{ 7*7 }}" in html and "49" not in pages["hostile text"].words.split()
+    assert "<script>alert(1)</script>" in pages["hostile text"].words
+
+
+def test_the_page_says_what_was_asked_measured_and_done(pages):
+    words = pages["met"].words
+    for said in ("Target met", "8.31 ms", "[8.29, 8.33]", "2.2 % under", "1.71× faster", "91.70 %", "91.35 %",
+                 "−0.35 pt", "1.85 MB", "1.02 MB", "Cortex-A76", "planish fit examples/fashion/model.py:trained",
+                 "Two 3×3 convolutions became one 5×5.", "rank 8 of 9 saves nothing", "litert-torch", "emulator"):
+        assert said in words, said
+
+
+def test_verdicts_are_words_not_only_colours(pages):
+    assert "Target not met" in pages["not met"].words and "✗ below floor" in pages["not met"].words
+    assert "Undecided" in pages["undecided"].words
+    assert "Verification failed" in pages["failed"].words and "EXPORT_PARITY" in pages["failed"].words
+    assert "The original already meets the target" in pages["base meets"].words
+    assert "Agreement with the original" in pages["no labels"].words
+
+
+def test_failed_candidates_stand_open_and_nothing_is_plotted_without_points(pages):
+    opened = [attributes["id"] for tag, attributes in pages["failed"].tags if tag == "details" and "open" in attributes]
+    assert opened == ["candidate-1", "candidate-2"]
+    assert "nothing to plot" in pages["failed"].words
+
+
+def test_layers_pair_by_name_in_network_order(met):
+    rows = compare_layers(met.base.layers, met.candidate(4).layers, met.candidate(4).edits)
+    assert [row.name for row in rows if row.before] == [layer.name for layer in met.base.layers]
+    changes = {row.name: row.change for row in rows}
+    assert changes["layer1.3.conv1"] == "changed" and changes["layer1.3.conv2"] == "removed"
+    assert changes["stem.conv"] == "kept"
+    merged = next(row for row in rows if row.name == "layer1.3.conv2")
+    assert [edit.kind for edit in merged.edits] == ["merge"]
+
+
+def test_a_new_layer_stands_where_it_belongs(met):
+    before = met.base.layers[:3]
+    halves = [before[1].model_copy(update={"name": f"{before[1].name}.{part}"}) for part in ("u", "v")]
+    rows = compare_layers(before, (before[0], *halves, before[2]), ())
+    assert [(row.name, row.change) for row in rows] == [
+        (before[0].name, "kept"), (before[1].name, "removed"), (halves[0].name, "added"), (halves[1].name, "added"),
+        (before[2].name, "kept")]
+
+
+@pytest.mark.parametrize(("site", "layer", "expected"), [
+    ("a.b", "a.b", True), ("a.b", "a.b.c", True), ("a.b", "a.bc", False), ("a+b", "b", True), ("a, b → c", "c", True),
+    ("", "a", False)])
+def test_an_edit_touches_its_site_and_what_is_under_it(site, layer, expected):
+    assert touches(site, layer) is expected
+
+
+def point(label: str, x_ms: float, y_percent: float, spread: float = 0.0, **changes) -> plots.Point:
+    return plots.Point(label, x_ms, x_ms * (1 - spread), x_ms * (1 + spread), y_percent,
+                       max(0.0, y_percent - 100 * spread), min(100.0, y_percent + 100 * spread),
+                       **{"outcome": "met", **changes})
+
+
+def numbers(svg: str) -> list[float]:
+    return [float(each) for each in re.findall(r' (?:x|y|x1|x2|y1|y2|cx|cy)="([^"]*)"', svg)]
+
+
+def label_boxes(svg: str) -> list[tuple[float, float, float, float]]:
+    """Left, top, right, bottom of each point label, at 6.5 px a character."""
+    boxes = []
+    for x, y, anchor, text in re.findall(r'class="label[^"]*" x="([^"]*)" y="([^"]*)" text-anchor="(\w+)">([^<]*)', svg):
+        width = 6.5 * len(text)
+        left = float(x) - {"start": 0, "middle": width / 2, "end": width}[anchor]
+        boxes.append((left, float(y) - 10, left + width, float(y) + 2))
+    return boxes
+
+
+def test_labels_of_equal_points_do_not_overlap():
+    svg = plots.latency_quality([point(f"#{index}", 8.0, 91.0) for index in range(5)], target_ms=8.5,
+                                floor_percent=90.0, metric="top-1")
+    boxes = label_boxes(svg)
+    assert len(boxes) == 5
+    for index, a in enumerate(boxes):
+        for b in boxes[index + 1:]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_one_point_on_the_target_still_has_axes():
+    svg = plots.latency_quality([point("base", TARGET_MS, 100.0)], target_ms=TARGET_MS, floor_percent=None,
+                                metric="top-1")
+    ticks = re.findall(r'class="tick"[^>]*>([^<]*)', svg)
+    assert len(ticks) >= 4 and "100" in [tick.split(".")[0] for tick in ticks]
+    assert max(float(tick) for tick in ticks) <= 100
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 1e4), st.floats(0, 100), st.floats(0, 0.2)), min_size=1, max_size=6),
+       st.floats(1e-3, 1e4), st.one_of(st.none(), st.floats(0, 100)))
+def test_a_plot_is_finite_and_inside_its_frame(values, target_ms, floor_percent):
+    svg = plots.latency_quality([point(f"#{i}", *value) for i, value in enumerate(values)], target_ms=target_ms,
+                                floor_percent=floor_percent, metric="top-1", width=720, height=400)
+    assert "nan" not in svg.lower() and "inf" not in svg.lower()
+    assert all(-1 <= number <= 721 for number in numbers(svg))
+    assert 2 <= len(re.findall('class="tick"', svg)) <= 40
+
+
+def test_plot_text_is_escaped():
+    svg = plots.latency_quality([point("<b>", 8, 90)], target_ms=8, floor_percent=None, metric='"&')
+    assert "<b>" not in svg and "&lt;b&gt;" in svg and 'aria-label="Latency against &#34;&amp;' in svg

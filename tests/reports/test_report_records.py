@@ -1,0 +1,122 @@
+"""The records: their JSON reads back, and what is not a record is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from report_runs import all_runs, measurements, run_of
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from reports.records import (SCHEMA_VERSION, ArtifactRecord, ManifestRecord, ParityRecord, QualityRecord, RunRecord,
+                             TensorRecord, read_run)
+from targets.errors import UsageError
+
+
+@pytest.mark.parametrize("name", all_runs())
+def test_a_run_reads_back_equal(runs, name, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(runs[name].to_json(), encoding="utf-8")
+    assert read_run(path) == runs[name]
+
+
+def test_json_has_no_number_that_json_lacks(runs):
+    for run in runs.values():
+        json.loads(run.to_json(), parse_constant=lambda constant: pytest.fail(f"{constant} in the JSON"))
+
+
+def test_a_deviation_that_is_not_finite_is_recorded_as_absent():
+    parity = ParityRecord(format="tflite", passed=False, samples=1, relative_rmse=math.nan, max_abs=math.inf,
+                          top1_agreement=None)
+    assert (parity.relative_rmse, parity.max_abs) == (None, None)
+
+
+def test_another_schema_version_is_one_four_line_error(met, tmp_path):
+    data = json.loads(met.to_json()) | {"schema_version": SCHEMA_VERSION + 1, "field_of_the_future": 1}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError) as caught:
+        read_run(path)
+    assert caught.value.code == "REPORT_SCHEMA" and len(str(caught.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", "not json", '{"schema_version": 1, "name": 3}'])
+def test_what_is_not_a_run_record_is_a_usage_error(content, tmp_path):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        read_run(path)
+    assert caught.value.code == "REPORT_UNREADABLE" and str(path) in caught.value.where
+
+
+def test_records_are_frozen_and_refuse_unknown_fields(met):
+    with pytest.raises(ValidationError):
+        met.base.index = 3
+    with pytest.raises(ValidationError):
+        RunRecord.model_validate({**met.model_dump(), "extra": 1})
+
+
+@pytest.mark.parametrize("changes", [{"winner": 9}, {"winner": None}, {"verdict": "not-met"}, {"best": 17}])
+def test_winner_best_and_verdict_must_agree(met, changes):
+    with pytest.raises(ValidationError):
+        RunRecord.model_validate({**met.model_dump(), **changes})
+
+
+def test_candidates_have_their_own_indices(met):
+    with pytest.raises(ValidationError):
+        run_of((met.candidate(1), met.candidate(1)), "not-met")
+    with pytest.raises(ValidationError):
+        run_of((met.base,), "not-met")
+    with pytest.raises(KeyError):
+        met.candidate(99)
+
+
+def test_chosen_is_the_winner_else_the_closest(runs):
+    assert runs["met"].chosen.index == 4
+    assert runs["not met"].chosen.index == 3
+    assert runs["failed"].chosen is None
+    assert runs["base meets"].chosen is runs["base meets"].base
+
+
+def test_points_lost_against_the_original(runs):
+    assert runs["met"].drop_points(runs["met"].candidate(4)) == pytest.approx(0.35)
+    assert runs["no labels"].drop_points(runs["no labels"].candidate(1)) == pytest.approx(0.75)
+    assert runs["failed"].drop_points(runs["failed"].candidate(1)) is None
+
+
+def test_wilson_interval_against_a_published_example():
+    """81 of 263: Newcombe 1998 (Statistics in Medicine 17, table I) gives 0.2553 to 0.3662."""
+    quality = QualityRecord.of_counts("top-1", 81, 263, "network")
+    assert quality.low_percent == pytest.approx(25.53, abs=0.005)
+    assert quality.high_percent == pytest.approx(36.62, abs=0.005)
+
+
+@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_holds_the_value_and_stays_in_range(counts):
+    quality = QualityRecord.of_counts("top-1", *counts, "artifact")
+    assert 0 <= quality.low_percent <= quality.value_percent <= quality.high_percent <= 100
+
+
+def manifest(met, file: str) -> ManifestRecord:
+    tensor = TensorRecord(name="image", shape=(-1, 28, 28, 1), dtype="float32", layout="NHWC", minimum=-1.0,
+                          maximum=1.0)
+    artifact = ArtifactRecord(file=file, format="tflite", sha256="0" * 64, bytes=1_024_000, runtime="LiteRT",
+                              minimum_runtime_version="2.0", inputs=(tensor,), outputs=(), quality=None,
+                              measurement=measurements(8.31, 1_024_000)[0])
+    return ManifestRecord(planish_version="0.1.0", name="fashion", source_run=met.name, target=met.target,
+                          edits=("one merge",), tools={"litert-torch": "0.10.0"}, artifacts=(artifact,))
+
+
+def test_a_manifest_reads_back_equal(met):
+    record = manifest(met, "android/model.tflite")
+    assert ManifestRecord.model_validate_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize("file", ["/model.tflite", "../model.tflite", "a/../../b", "a\\b", "", "."])
+def test_a_manifest_names_only_files_inside_the_bundle(met, file):
+    with pytest.raises(ValidationError):
+        manifest(met, file)
