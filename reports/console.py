@@ -31,8 +31,8 @@ from targets.errors import PlanishError
 
 Mode = Literal["rich", "plain", "json"]
 
-# Least time between two updates of one stage; the live line shows every one.
-_UPDATE_SECONDS = {"rich": 0.0, "plain": 5.0, "json": 1.0}
+# Least time between two updates of one stage.
+_UPDATE_SECONDS = {"rich": 0.2, "plain": 5.0, "json": 1.0}
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 

@@ -21,7 +21,13 @@ _VERDICTS = {
     "undecided": ("?", "Undecided"),
     "verification-failed": ("!", "Verification failed"),
 }
-_OUTCOMES = {"base": "■ base", "met": "● met", "above": "▲ above", "undecided": "◆ undecided", "failed": "✕ failed"}
+_OUTCOMES = {
+    "base": "■ base",
+    "met": "● met",
+    "above": "▲ above",
+    "undecided": "◆ undecided",
+    "failed": "✕ failed",
+}
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
@@ -84,11 +90,12 @@ def _metric(run: RunRecord) -> str | None:
 
 
 def _label(run: RunRecord, candidate: CandidateRecord) -> str:
-    if candidate.index == run.winner:
-        return f"#{candidate.index} winner"
     if candidate.index == 0:
         return "base"
-    return f"#{candidate.index} closest" if candidate.index == run.best and run.winner is None else f"#{candidate.index}"
+    if candidate.index == run.winner:
+        return f"#{candidate.index} winner"
+    closest = run.winner is None and candidate.index == run.best
+    return f"#{candidate.index} closest" if closest else f"#{candidate.index}"
 
 
 def _plot(run: RunRecord, points: list[plots.Point], width: int, height: int) -> str | None:

@@ -118,7 +118,8 @@ def test_text_from_a_users_file_does_not_steer_the_terminal(runs):
 
 
 def live(run, monkeypatch, **environment) -> tuple[str, str]:
-    for name, value in ({"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", "NO_COLOR": ""} | environment).items():
+    defaults = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", "NO_COLOR": ""}
+    for name, value in (defaults | environment).items():
         monkeypatch.setenv(name, value)
     return play(run, "rich", stdout=Terminal(), stderr=Terminal())
 

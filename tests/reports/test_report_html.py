@@ -120,6 +120,23 @@ def test_failed_candidates_stand_open_and_nothing_is_plotted_without_points(page
     assert "nothing to plot" in pages["failed"].words
 
 
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_text_colours_reach_the_contrast_of_wcag_aa(scheme):
+    """Relative luminance and ratio as WCAG 2.2 defines them; 4.5 : 1 for text."""
+    css = render(all_runs()["met"])
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", css.split(":root {")[1 + scheme].split("}")[0]))
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[index:index + 2], 16) / 255 for index in (1, 3, 5)]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for text in ("ink", "quiet", "link", "good", "bad", "doubt"):
+        for ground in ("page", "panel", "shade"):
+            light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{text} on {ground}"
+
+
 def test_layers_pair_by_name_in_network_order(met):
     rows = compare_layers(met.base.layers, met.candidate(4).layers, met.candidate(4).edits)
     assert [row.name for row in rows if row.before] == [layer.name for layer in met.base.layers]
@@ -159,7 +176,8 @@ def numbers(svg: str) -> list[float]:
 def label_boxes(svg: str) -> list[tuple[float, float, float, float]]:
     """Left, top, right, bottom of each point label, at 6.5 px a character."""
     boxes = []
-    for x, y, anchor, text in re.findall(r'class="label[^"]*" x="([^"]*)" y="([^"]*)" text-anchor="(\w+)">([^<]*)', svg):
+    pattern = r'class="label[^"]*" x="([^"]*)" y="([^"]*)" text-anchor="(\w+)">([^<]*)'
+    for x, y, anchor, text in re.findall(pattern, svg):
         width = 6.5 * len(text)
         left = float(x) - {"start": 0, "middle": width / 2, "end": width}[anchor]
         boxes.append((left, float(y) - 10, left + width, float(y) + 2))
