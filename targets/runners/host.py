@@ -30,7 +30,7 @@ STEADY = 0.05           # largest drift of the median, first third to last, of a
 
 
 def time_artifacts(jobs: Sequence[Job], format: str, progress: Progress, *, budget_s: float = BUDGET_S,
-                   least_samples: int = LEAST_SAMPLES) -> list[Timing]:
+                   least_samples: int = LEAST_SAMPLES, warmup_s: float = 0.2) -> list[Timing]:
     """Wall-clock samples of each artifact: at least `least_samples`, and up to `budget_s` seconds for each artifact.
 
     Raises:
@@ -38,7 +38,7 @@ def time_artifacts(jobs: Sequence[Job], format: str, progress: Progress, *, budg
         PlanishError: `RUNTIME_FAILED`.
     """
     plan = {"mode": "time", "format": format, "budget_s": budget_s, "least_samples": least_samples,
-            "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs]}
+            "warmup_s": warmup_s, "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs]}
     progress(f"timing {', '.join(job.artifact.name for job in jobs)} on this machine")
     result = _child(plan)
     timings = []

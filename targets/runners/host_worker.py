@@ -15,7 +15,6 @@ from targets.runners.artifact import ArtifactError, Samples, open_artifact, writ
 from targets.statistics import drift
 
 BLOCK_S = 0.1       # inferences of one artifact in a row, before the next artifact's turn
-WARMUP_S = 0.2
 
 
 def timed_ms(artifact, sample):
@@ -25,11 +24,11 @@ def timed_ms(artifact, sample):
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def time_jobs(opened, budget_s, least, steady):
+def time_jobs(opened, warmup_s, budget_s, least, steady):
     """Interleaved blocks until every artifact has `least` samples and is steady, or has used its budget."""
     blocks = []
     for artifact, samples in opened:
-        end = time.perf_counter() + WARMUP_S
+        end = time.perf_counter() + warmup_s
         last_ms = timed_ms(artifact, samples[0])
         while time.perf_counter() < end:
             last_ms = timed_ms(artifact, samples[0])
@@ -60,7 +59,7 @@ def work(plan):
         except ArtifactError as error:
             return {"artifact": job["artifact"], "error": str(error)}
     if plan["mode"] == "time":
-        return {"samples_ms": time_jobs(opened, plan["budget_s"], plan["least_samples"], plan["steady"]), "cpu": cpu}
+        return {"samples_ms": time_jobs(opened, plan["warmup_s"], plan["budget_s"], plan["least_samples"], plan["steady"]), "cpu": cpu}
     for job, (artifact, samples) in zip(plan["jobs"], opened):
         write_outputs(artifact, samples, job["outputs"])
     return {}

@@ -1,0 +1,1 @@
+"""Artifacts of a single operator, from which cost tables are learned."""
