@@ -73,11 +73,12 @@ class Artifact:
 
     def require_unchanged(self) -> None:
         """Raises VerificationError `ARTIFACT_CHANGED` unless the file still holds the bytes that were exported."""
-        found = sha256_of(self.path)
+        found = sha256_of(self.path) if self.path.is_file() else None
         if found != self.sha256:
+            found_text = f"its SHA-256 is {found[:12]}…" if found else "there is no such file any more"
             raise VerificationError(
                 f"The {self.format} artifact is not the file that was exported.", where=str(self.path),
-                why=f"its SHA-256 is {found[:12]}…, the export recorded {self.sha256[:12]}….",
+                why=f"{found_text}, the export recorded SHA-256 {self.sha256[:12]}….",
                 fix="export the network again; an edited artifact is a new artifact.", code="ARTIFACT_CHANGED")
 
 
