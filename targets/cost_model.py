@@ -15,7 +15,7 @@ from typing import Any
 
 from targets.operator import Operator
 
-ROWS, COLUMNS, DEPTH = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8, 12, 16), (1, 2, 4)
+ROWS, COLUMNS, DEPTH = (1, 2, 4, 6, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4)
 WIDE, NARROW = 8, 2         # output channels of XNNPACK's two float kernels on ARM64
 Tile = tuple[int, int, int]
 
@@ -73,8 +73,9 @@ def terms(name: str, operator: Operator, tile: Tile) -> tuple[float, ...]:
     bands = _tiles(pixels, rows)
     blocks = operator.groups * bands * _tiles(operator.out_channels // operator.groups, columns)
     steps = _tiles(operator.in_channels // operator.groups, depth)
+    unfolded = pixels * taps * operator.in_channels     # what a runtime writes that lays out patches as a matrix
     return (blocks * taps * steps, blocks * taps, blocks, operator.groups * bands * taps, operator.groups * bands,
-            outputs, inputs, 1)
+            unfolded, outputs, inputs, 1)
 
 
 def _tiles(size: int, tile: int) -> int:

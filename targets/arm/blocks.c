@@ -41,7 +41,7 @@ enum { SYS_PRCTL = 167, MARK = 0x504c4e53, BUCKETS = 1 << 16, MAX_INSNS = 512 };
 
 struct block {
     struct block *next_in_bucket, *next;
-    uint64_t index, address, executions, at_last_mark;
+    uint64_t index, address, executions, at_last_mark, in_phase;
     uint32_t instructions;
     uint32_t words[];
 };
@@ -99,19 +99,25 @@ static void on_translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &b->executions, 1);
 }
 
-static void write_phase(uint32_t label)
+/* Counters are read once: another thread of the guest may be counting meanwhile. */
+static void end_phase(uint32_t label)
 {
     uint64_t entries = 0;
-    for (struct block *b = first; b; b = b->next)
-        entries += b->executions != b->at_last_mark;
+    for (struct block *b = first; b; b = b->next) {
+        uint64_t now = b->executions;
+        b->in_phase = now - b->at_last_mark;
+        b->at_last_mark = now;
+        entries += b->in_phase != 0;
+    }
+    if (!label)
+        return;
     put(&(uint32_t){'P'}, 4);
     put(&label, 4);
     put(&entries, 8);
     for (struct block *b = first; b; b = b->next)
-        if (b->executions != b->at_last_mark) {
-            uint64_t delta = b->executions - b->at_last_mark;
+        if (b->in_phase) {
             put(&b->index, 8);
-            put(&delta, 8);
+            put(&b->in_phase, 8);
         }
 }
 
@@ -122,10 +128,7 @@ static void on_syscall(qemu_plugin_id_t id, unsigned vcpu, int64_t number, uint6
     if (number != SYS_PRCTL || a1 != MARK)
         return;
     pthread_mutex_lock(&lock);
-    if (a2)
-        write_phase((uint32_t)a2);
-    for (struct block *b = first; b; b = b->next)
-        b->at_last_mark = b->executions;
+    end_phase((uint32_t)a2);
     pthread_mutex_unlock(&lock);
 }
 

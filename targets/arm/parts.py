@@ -57,7 +57,7 @@ def emulator() -> Emulator:
     sysroot = _part(home, "sysroot", [*SYSROOT_PACKAGES, *wheels()])
     tools = _part(home, "tools", list(TOOL_PACKAGES))
     plugin = _part(home, "plugin", [*COMPILE, PLUGIN_SOURCE.read_text(encoding="utf-8")])
-    return Emulator(sysroot, tools, plugin, _part(home, "pycache", [sysroot.name, tools.name, plugin.name]))
+    return Emulator(sysroot, tools, plugin, _part(home, "pycache", [sysroot.name, tools.name]))
 
 
 def is_ready() -> bool:
