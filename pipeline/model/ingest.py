@@ -30,14 +30,14 @@ from targets.errors import UsageError, nearest
 EXAMPLE_BATCH = 2  # torch.export specialises on 0 and 1
 
 
-def ingest(source: str, *, weights: Path | None = None, example: Tensor | None = None) -> Network:
+def ingest(source: str, *, weights: Path | None = None, example: Callable[[], Tensor] | None = None) -> Network:
     """Load `source` as a `Network`.
 
     Args:
         source: `file.py:callable`, `package.module:callable` or `model.pt2`.
         weights: `.safetensors` or a `torch.save`d state dict (read with `weights_only=True`; a checkpoint's
             `state_dict` entry and a `module.` prefix are understood).
-        example: samples [N, ...] float32 that show the input's shape; not needed for a `.pt2`, nor when the
+        example: gives samples [N, ...] float32 that show the input's shape; not called for a `.pt2`, nor when the
             callable returns one.
 
     Raises:
@@ -53,12 +53,13 @@ def ingest(source: str, *, weights: Path | None = None, example: Tensor | None =
                          fix="return the nn.Module, or the pair (nn.Module, example input tensor)")
     if weights is not None:
         load_weights(model, weights)
-    example = own_example if own_example is not None else example
-    if example is None:
+    if own_example is None and example is not None:
+        own_example = example()
+    if own_example is None:
         raise UsageError("the input shape of the model is not known", where=source, code="MODEL_EXAMPLE",
                          why="neither data nor an example input was given",
                          fix="give --data, or let the callable return (model, example_input)")
-    return from_program(export_program(model.eval(), (two_samples(example),), source), None)
+    return from_program(export_program(model.eval(), (two_samples(own_example),), source), None)
 
 
 def from_program(program: torch.export.ExportedProgram, weights: Path | None = None) -> Network:

@@ -1,0 +1,134 @@
+"""`planish fit`: the main job."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli.speaking import speaking
+from pipeline.recipe import Recipe, make_recipe, read_recipe
+from reports.console import Console
+from targets.errors import UsageError
+
+
+def recipe_options(command: Any) -> Any:
+    """The options that become fields of a `Recipe`; shared with `planish init`."""
+    options = [
+        click.option("--weights", help="State dict to load, .safetensors or .pt."),
+        click.option("--data", help="Calibration samples: file.py:callable, a folder of class folders, or an .npz."),
+        click.option("--test", help="Samples that quality is judged on; without it a fifth of --data is held out."),
+        click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel."),
+        click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel."),
+        click.option("--target", help="Target profile, see `planish targets list`."),
+        click.option("--latency", help="What to meet, with its unit: 12ms, or 60% of what the original takes."),
+        click.option("--max-drop", help="Quality that may be lost: 0.5pt."),
+        click.option("--format", "formats", multiple=True, help="tflite or onnx, repeatable; the first must meet the latency."),
+        click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC)."),
+        click.option("--recover-steps", type=int, help="Optimiser steps of the final recovery (default: 400)."),
+        click.option("--recover-batch", type=int, help="Samples a step (default: 64)."),
+        click.option("--recover-rate", type=float, help="Peak learning rate (default: 0.001)."),
+        click.option("--no-mixup", is_flag=True, help="Do not blend samples during recovery."),
+        click.option("--seed", type=int, help="Of every random choice (default: 0)."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def recipe_from(model: str | None, options: dict[str, Any]) -> Recipe:
+    """A recipe from the command line's words."""
+    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
+              if value not in ((), None, False)}
+    if fields.pop("channels_first", False):
+        fields["channels_last"] = False
+    if fields.pop("no_mixup", False):
+        fields["mixup"] = False
+    return make_recipe(model=model, **fields)
+
+
+@click.command("fit")
+@click.argument("model", required=False)
+@recipe_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run directory (default: runs/<model>-<target>).")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory.")
+@click.option("--dry-run", is_flag=True, help="Read everything and plan once; write, export and measure nothing.")
+@speaking
+def command(model: str | None, output: Path | None, resume: Path | None, dry_run: bool, console: Console,
+            **options: Any) -> int:
+    """Flatten MODEL until its exported artifact meets a latency on a target.
+
+    MODEL is file.py:callable, package.module:callable, model.pt2, or a planish.toml that holds all of it.
+    """
+    recipe = _recipe(model, resume, options)
+    from targets.profile import load_profile
+
+    profile = load_profile(recipe.target)
+    if profile.kind == "emulator":
+        from targets.arm.setup import require
+
+        require()
+    if dry_run:
+        return _dry_run(recipe, profile, console)
+    from pipeline.cli.running import run_fit
+    from pipeline.store import RunDirectory
+
+    if resume is not None:
+        run = RunDirectory.resume(resume)
+    else:
+        output = output or Path("runs") / f"{_stem(recipe.model)}-{profile.name}"
+        run = RunDirectory.create(output, recipe.to_toml())
+    console.resume = f"planish fit --resume {shlex.quote(str(run.root))}"
+    record = run_fit(run, recipe, profile, console, command=_command_line(), started=datetime.now(UTC))
+    console.summary(record, run.root)
+    return record.exit_code
+
+
+def _recipe(model: str | None, resume: Path | None, options: dict[str, Any]) -> Recipe:
+    if resume is not None:
+        if not (resume / "recipe.toml").is_file():
+            raise UsageError("there is no run to resume", where=str(resume), why="it holds no recipe.toml",
+                             fix="give the directory of an earlier run, or start one: planish fit MODEL ...",
+                             code="RUN_MISSING")
+        return read_recipe(resume / "recipe.toml")
+    if model is not None and model.endswith(".toml"):
+        return read_recipe(Path(model))
+    return recipe_from(model, options)
+
+
+def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:
+    from rich.text import Text
+
+    from pipeline.compress.plan import plan
+    from pipeline.explain import edit_rows
+    from pipeline.stages import Stages
+    from pipeline.store import RunDirectory
+
+    with tempfile.TemporaryDirectory(prefix="planish-dry-") as scratch, console.stage("planning") as stage:
+        stages = Stages(RunDirectory.create(Path(scratch) / "run", recipe.to_toml()), recipe, profile, stage.update)
+        stages.data  # noqa: B018  (checks the data)
+        analysis = stages.analysis
+        chosen = plan(analysis, recipe.latency_ms(analysis.base_ms))
+    rows = edit_rows(chosen, stages.statistics)
+    human = [Text(recipe.to_toml()),
+             Text(f"predicted {chosen.predicted_ms:.4g} ms of {analysis.base_ms:.4g} ms with {len(rows)} edits; predictions "
+                  "choose where to probe, only measurements count")]
+    human += [Text(f"  {row['kind']} {row['site']}: {row['summary']}") for row in rows]
+    console.result(human, recipe=recipe.model_dump(), predicted_ms=chosen.predicted_ms, base_ms=analysis.base_ms, edits=rows)
+    return 0
+
+
+def _stem(model: str) -> str:
+    path, _, name = model.rpartition(":")
+    place = Path(path or model)
+    return place.parent.name if place.stem in ("model", "models") and place.parent.name else place.stem.rpartition(".")[2] or name
+
+
+def _command_line() -> str:
+    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])

@@ -1,0 +1,47 @@
+"""Says what a plan does to a network, as rows for the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calibration.statistics import Statistics
+from pipeline.compress.analysis import Analysis
+from pipeline.compress.plan import Plan
+from pipeline.model.network import Network
+from pipeline.model.operators import operators
+from targets.cost import CostTable
+
+
+def layer_rows(network: Network, costs: CostTable) -> list[dict[str, Any]]:
+    """One row for every operator that the runtime will execute; the fields are those of `LayerRecord`."""
+    return [{"name": row.name, "kind": row.operator.kind, "description": row.description, "parameters": row.parameters,
+             "macs": row.macs, "predicted_ms": costs.milliseconds(row.operator)} for row in operators(network)]
+
+
+def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
+    """One row for every edit of a plan; the fields are those of `EditRecord`."""
+    segments = iter(plan.level.segments)
+    truncations = iter(plan.truncations)
+    rows = []
+    for edit in plan.edits:
+        row: dict[str, Any] = {"kind": edit.kind, "site": edit.site, "predicted_saving_ms": None, "damage": None,
+                               "entropy_bits": None}
+        if edit.kind == "linearize":
+            row["entropy_bits"] = statistics[edit.site].entropy()
+            row["summary"] = "the activation becomes its best affine fit, one scale and shift a channel"
+        elif edit.kind == "merge":
+            segment = next(segments)
+            row["predicted_saving_ms"] = segment.saving_ms
+            border = "; near the border it differs, the padding moved to the front" if segment.moves_padding else ""
+            row["summary"] = f"{' + '.join(segment.layers)} become one {segment.becomes}{border}"
+        else:
+            cut = next(truncations)
+            row["predicted_saving_ms"], row["damage"] = cut.saving_ms, cut.damage
+            row["summary"] = f"two thin layers of rank {cut.rank} replace it"
+        rows.append(row)
+    return rows
+
+
+def rejected_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """What planning looked at and never took, with the reason; the fields are those of `RejectedRecord`."""
+    return [{"kind": kind, "site": site, "reason": reason} for kind, site, reason in analysis.rejected]

@@ -1,0 +1,127 @@
+"""The main job: plan, compress, export, measure, judge, until the latency is met; then recover, and judge again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pipeline.export.artifact import Artifact
+from pipeline.search import Probe, good_enough, next_budget
+from pipeline.stages import Made, Stages
+from pipeline.verify.parity import Parity
+from reports.records import QualityRecord
+from targets.measure import Measurement
+from targets.statistics import decide
+
+MORE_SAMPLES = (5.0, 20.0, 60.0)  # seconds of timing: a straddling interval gets more, then the verdict is undecided
+
+
+@dataclass
+class Candidate:
+    """One probe: a network on disk, what was exported and measured of it, and the verdict on its latency."""
+
+    index: int
+    made: Made
+    artifacts: list[Artifact] = field(default_factory=list)
+    parity: list[Parity] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    quality: QualityRecord | None = None
+    verdict: str = "above"
+    recovered_from: int | None = None
+
+    @property
+    def milliseconds(self) -> float:
+        """Measured median of the format that decides."""
+        return self.measurements[0].median_ms
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The whole run: the original, every probe, and the candidate that is handed over."""
+
+    goal_ms: float
+    original: Candidate
+    probes: list[Candidate]
+    final: Candidate
+    met: bool
+    undecided: bool
+    floor_kept: bool | None
+
+
+def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candidate, goal_ms: None) -> FitResult:
+    """Run the loop. `told` hears of every candidate as soon as it is judged."""
+    recipe = stages.recipe
+    primary, every = recipe.formats[:1], recipe.formats
+    stages.data  # bad data ends the run before any work is done on it
+    original = _candidate(stages, 0, stages.original(), every)
+    goal_ms = recipe.latency_ms(original.milliseconds)
+    original.verdict = _judge(stages, original, goal_ms)
+    told(original, goal_ms)
+    probes = [Probe(original.made.result["predicted_ms"], original.milliseconds, original.verdict == "met")]
+    candidates: list[Candidate] = []
+    while (budget_ms := next_budget(probes, goal_ms, recipe.tolerance)) is not None and len(candidates) < recipe.max_probes:
+        made = stages.compressed(len(candidates) + 1, budget_ms)
+        if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
+            break  # the same plan again: nothing lies between
+        candidate = _candidate(stages, len(candidates) + 1, made, primary)
+        candidate.verdict = _judge(stages, candidate, goal_ms)
+        candidates.append(candidate)
+        probes.append(Probe(made.result["predicted_ms"], candidate.milliseconds, candidate.verdict == "met",
+                            made.result["smallest"]))
+        told(candidate, goal_ms)
+    final = _finish(stages, original, candidates, goal_ms, told)
+    return FitResult(goal_ms, original, candidates, final, final.verdict == "met", final.verdict == "undecided",
+                     _floor_kept(stages, original, final))
+
+
+def _finish(stages: Stages, original: Candidate, candidates: list[Candidate], goal_ms: float,
+            told: Callable[[Candidate, float], None]) -> Candidate:
+    """Recover the slowest candidate that met the goal, or the fastest when none did, and judge the artifacts it gives."""
+    if original.verdict == "met" or not candidates:
+        return original
+    met = [candidate for candidate in candidates if candidate.verdict == "met"]
+    chosen = max(met, key=lambda c: c.milliseconds) if met else min(candidates, key=lambda c: c.milliseconds)
+    index = candidates[-1].index + 1
+    made = stages.recovered(index, chosen.made)
+    final = _candidate(stages, index, made, stages.recipe.formats)
+    final.recovered_from = chosen.index
+    final.verdict = _judge(stages, final, goal_ms)
+    candidates.append(final)
+    told(final, goal_ms)
+    return final
+
+
+def _candidate(stages: Stages, index: int, made: Made, formats: list[str]) -> Candidate:
+    """Export, verify and measure: all formats for what may be handed over, the deciding one while searching."""
+    candidate = Candidate(index, made)
+    for format in formats:
+        artifact, parity = stages.exported(made, format)
+        candidate.artifacts.append(artifact)
+        candidate.parity.append(parity)
+    candidate.measurements = stages.measured(made, candidate.artifacts, MORE_SAMPLES[0])
+    if stages.classes is not None:
+        handed_over = len(formats) == len(stages.recipe.formats)
+        candidate.quality = stages.quality(made, candidate.artifacts[0] if handed_over else None)
+    return candidate
+
+
+def _judge(stages: Stages, candidate: Candidate, goal_ms: float) -> str:
+    """Three-valued; an interval that straddles the goal gets more samples before it is called undecided."""
+    for seconds in MORE_SAMPLES:
+        if seconds > MORE_SAMPLES[0]:
+            if candidate.measurements[0].runner == "emulator":
+                break  # it repeats itself: more of the same says nothing new
+            candidate.measurements = stages.measured(candidate.made, candidate.artifacts, seconds)
+        deciding = candidate.measurements[0]
+        verdict = decide(deciding.low_ms, deciding.high_ms, goal_ms)
+        if verdict != "undecided":
+            break
+    return verdict
+
+
+def _floor_kept(stages: Stages, original: Candidate, final: Candidate) -> bool | None:
+    """Whether no more than `max_drop` points of quality were lost, on the artifacts; None when it was not asked."""
+    allowed = stages.recipe.max_drop_points
+    if allowed is None or original.quality is None or final.quality is None:
+        return None
+    return original.quality.value_percent - final.quality.value_percent <= allowed + 1e-9

@@ -1,0 +1,299 @@
+"""The stages of a fit, each a cached step of the run directory: from one value to the next."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.batchnorm import reestimate
+from calibration.dataset import Samples, open_samples
+from calibration.statistics import Statistics, collect
+from pipeline.compress.analysis import Analysis, analyse, run
+from pipeline.compress.linearize import channel_dims, sites
+from pipeline.compress.plan import Plan, plan
+from pipeline.compress.recover import Recovery, recover
+from pipeline.explain import edit_rows, layer_rows, rejected_rows
+from pipeline.export.artifact import Artifact, sha256_of
+from pipeline.export.child import export
+from pipeline.model import edits as edit_log
+from pipeline.model.edits import replay
+from pipeline.model.ingest import ingest
+from pipeline.model.network import Network
+from pipeline.recipe import Recipe
+from pipeline.store import RunDirectory
+from pipeline.verify.execute import evaluate, predictions, to_layout
+from pipeline.verify.parity import Parity, check, require
+from reports.records import QualityRecord
+from targets.cost import CostTable
+from targets.measure import Measurement, measure_many
+from targets.profile import Profile
+
+PARITY_SAMPLES = 64
+MEASURED_SAMPLES = 1
+PLANNING_COST_MACS = 3e10  # one measurement of damage may cost this many multiply-accumulates
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate network on disk.
+
+    Attributes:
+        folder: `candidates/<nn>`, relative to the run.
+        result: what its network stage returned: plan figures, rows for the report, hash of the weights.
+    """
+
+    folder: str
+    result: dict[str, Any]
+
+
+class Stages:
+    """All stages of one run. `progress` receives what a person would want to hear while waiting."""
+
+    def __init__(self, run_directory: RunDirectory, recipe: Recipe, profile: Profile,
+                 progress: Callable[[str], None]) -> None:
+        self.run, self.recipe, self.profile, self.progress = run_directory, recipe, profile, progress
+
+    # Data ------------------------------------------------------------------------------------------------------
+
+    def _open(self, source: str, shape: tuple[int, ...] | None, classes: int | None) -> Samples:
+        return open_samples(source, input_shape=shape, classes=classes, mean=self.recipe.mean, std=self.recipe.std)
+
+    @cached_property
+    def data(self) -> Samples:
+        """The user's samples, checked: finite, of the network's input shape, labels within its outputs."""
+        samples = self._open(self.recipe.data, self.base.input_shape, self.classes)
+        self.input_range = (info := samples.validate()).minimum, info.maximum
+        return samples
+
+    @cached_property
+    def _split(self) -> tuple[Samples, Samples]:
+        if self.recipe.test is None:
+            return self.data.split(0.2, self.recipe.seed)
+        test = self._open(self.recipe.test, self.base.input_shape, self.classes)
+        test.validate()
+        return self.data, test
+
+    @property
+    def training(self) -> Samples:
+        """What recovery trains on."""
+        return self._split[0]
+
+    @property
+    def test(self) -> Samples:
+        """What quality is judged on; no stage that makes a network sees it."""
+        return self._split[1]
+
+    @cached_property
+    def calibration(self) -> Samples:
+        """A random part of the training samples that statistics and planning look at."""
+        count = min(self.recipe.calibration_samples, len(self.training))
+        return self.training.select(sorted(random.Random(self.recipe.seed).sample(range(len(self.training)), count)))
+
+    # Networks --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def base(self) -> Network:
+        """The user's network as it was ingested, read back from the run directory."""
+        recipe = self.recipe
+
+        def make(folder: Path) -> dict[str, Any]:
+            self.progress(f"reading {recipe.model}")
+            first = lambda: next(self._open(recipe.data, None, None).take(2).batches(2))[0]  # noqa: E731
+            network = ingest(recipe.model, weights=recipe.weights and Path(recipe.weights), example=first)
+            torch.export.save(network.exported(), folder / "network.pt2")
+            return {}
+
+        self.run.stage("base", {"model": recipe.model, "model_file": _digest(recipe.model.rpartition(":")[0] or recipe.model),
+                                "weights": recipe.weights and _digest(recipe.weights), "torch": torch.__version__}, make)
+        return ingest(str(self.run.root / "base" / "network.pt2"))
+
+    @cached_property
+    def classes(self) -> int | None:
+        """Number of classes when the network's output looks like logits [N, C], C > 1."""
+        with torch.no_grad():
+            output = self.base(*self.base.example)
+        return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 else None
+
+    @cached_property
+    def costs(self) -> CostTable:
+        return CostTable.load(self.profile, self.recipe.formats[0])
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        def make(folder: Path) -> dict[str, Any]:
+            self.progress(f"entropy of {len(sites(self.base))} activations on {len(self.calibration)} samples")
+            found = collect(self.base.graph, sites(self.base), self.calibration.batches(BATCH),
+                            channel_dims=channel_dims(self.base))
+            found.save(folder / "statistics.safetensors")
+            return {site: found[site].entropy() for site in found}
+
+        self.run.stage("statistics", self._about_base, make)
+        return Statistics.load(self.run.root / "statistics" / "statistics.safetensors")
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Every option planning has, measured; made only when a plan is not already in the run directory."""
+        macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
+        count = min(len(self.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
+        batches = [x for x, _ in self.calibration.take(count).batches(BATCH)]
+        return analyse(self.base, self.statistics, batches, self.costs, self.progress)
+
+    @property
+    def _about_base(self) -> dict[str, Any]:
+        return {"base": self.base.fingerprint(), "calibration": self.calibration.fingerprint, "torch": torch.__version__}
+
+    def original(self) -> Made:
+        """Candidate 00: the network as the user gave it."""
+        def make(folder: Path) -> dict[str, Any]:
+            return self._keep(folder, self.base, {"layers": layer_rows(self.base, self.costs), "edits": [], "rejected": [],
+                                                  "predicted_ms": sum(row["predicted_ms"] for row in layer_rows(self.base, self.costs)),
+                                                  "budget_ms": None, "smallest": False, "damage": 0.0})
+
+        return self._made("candidates/00", {**self._about_base, "costs": self.costs.source}, make)
+
+    def compressed(self, index: int, budget_ms: float) -> Made:
+        """Plan for a predicted budget, apply the edits, re-estimate norms."""
+        def make(folder: Path) -> dict[str, Any]:
+            chosen: Plan = plan(self.analysis, budget_ms)
+            self.progress(f"applying {len(chosen.edits)} edits")
+            network = replay(self.base, chosen.edits)
+            reestimate(network.graph, self.calibration.batches(BATCH))
+            return self._keep(folder, network, {
+                "layers": layer_rows(network, self.costs), "edits": edit_rows(chosen, self.statistics),
+                "rejected": rejected_rows(self.analysis), "predicted_ms": chosen.predicted_ms, "budget_ms": budget_ms,
+                "smallest": not chosen.reachable, "damage": chosen.damage})
+
+        return self._made(f"candidates/{index:02d}", {**self._about_base, "costs": self.costs.source,
+                                                      "budget_ms": budget_ms}, make)
+
+    def recovered(self, index: int, source: Made) -> Made:
+        """The network of `source`, taught by the original on the training samples."""
+        settings = Recovery(self.recipe.recover_steps, self.recipe.recover_batch, self.recipe.recover_rate,
+                            mixup=self.recipe.mixup, seed=self.recipe.seed)
+        inputs = {"from": source.result["weights_sha256"], "settings": asdict(settings), "torch": torch.__version__,
+                  "base": self.base.fingerprint(), "training": self.training.fingerprint}
+
+        def make(folder: Path) -> dict[str, Any]:
+            def tell(step: int, loss: float) -> None:
+                self.progress(f"recovery: step {step} of {settings.steps}, loss {loss:.4f}")
+
+            checkpoint = self.run.scratch(hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16])
+            network = recover(self.load(source), self.base, self.training, settings, checkpoint=checkpoint, progress=tell)
+            row = {"kind": "recover", "site": "the whole network", "predicted_saving_ms": None, "damage": None,
+                   "entropy_bits": None, "summary": f"{settings.steps} steps of distillation from the original"
+                                                    f"{', labels used' if self.training.has_labels else ', no labels'}"}
+            return self._keep(folder, network, {**source.result, "edits": [*source.result["edits"], row]})
+
+        made = self._made(f"candidates/{index:02d}", inputs, make)
+        self.run.clear_scratch()
+        return made
+
+    def load(self, made: Made) -> Network:
+        """A candidate read back: base, edits, weights. The user's Python file is not needed."""
+        folder = self.run.root / made.folder / "network"
+        return replay(self.base, edit_log.load(folder)).with_weights(folder / "weights.safetensors")
+
+    def _made(self, folder: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Made:
+        return Made(folder, self.run.stage(f"{folder}/network", inputs, make))
+
+    def _keep(self, folder: Path, network: Network, result: dict[str, Any]) -> dict[str, Any]:
+        edit_log.save(network.edits, folder)
+        network.save_weights(folder / "weights.safetensors")
+        torch.export.save(network.exported(), folder / "network.pt2")
+        (folder / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
+        return {**result, "parameters": network.parameters(), "weights_sha256": sha256_of(folder / "weights.safetensors")}
+
+    # Artifacts -------------------------------------------------------------------------------------------------
+
+    def exported(self, made: Made, format: str) -> tuple[Artifact, Parity]:
+        """Export one format and check it against the network on real samples; no artifact is kept that fails."""
+        inputs = {"weights": made.result["weights_sha256"], "edits": made.result["edits"], "base": self.base.fingerprint(),
+                  "format": format, "channels_last": self.recipe.channels_last, "samples": self.test.fingerprint}
+        name = f"{made.folder}/{format}"
+
+        def make(folder: Path) -> dict[str, Any]:
+            self.progress(f"exporting {format}")
+            artifact = export(self.run.root / made.folder / "network" / "network.pt2", format=format, directory=folder,
+                              channels_last=self.recipe.channels_last, input_range=self.input_range,
+                              log=self.run.log(name.replace("/", "-")), progress=self.progress)
+            self.progress(f"checking {format} against the network on {min(PARITY_SAMPLES, len(self.test))} samples")
+            samples = next(self.test.take(PARITY_SAMPLES).batches(PARITY_SAMPLES))[0]
+            parity = check(artifact, [run(self.load(made), [samples]).numpy()], samples.numpy())
+            (folder / "parity.json").write_text(json.dumps(parity.to_json(), indent=1) + "\n")
+            require(parity, artifact)
+            return {"artifact": artifact.to_json(folder), "parity": parity.to_json()}
+
+        result = self.run.stage(name, inputs, make)
+        return (Artifact.from_json(result["artifact"], self.run.root / name), Parity.from_json(result["parity"]))
+
+    def measured(self, made: Made, artifacts: list[Artifact], budget_s: float) -> list[Measurement]:
+        """Time artifacts of one candidate on the target."""
+        inputs = {"artifacts": [artifact.sha256 for artifact in artifacts], "profile": self.profile.version,
+                  "budget_s": budget_s}
+        name = f"{made.folder}/{self.profile.name}-{'-'.join(artifact.format for artifact in artifacts)}"
+
+        def make(folder: Path) -> list[Any]:
+            self.progress(f"measuring {' and '.join(a.format for a in artifacts)} on {self.profile.name}")
+            jobs = []
+            for artifact in artifacts:
+                sample = next(self.test.take(MEASURED_SAMPLES).batches(MEASURED_SAMPLES))[0].numpy()
+                np.savez(folder / f"{artifact.format}-input.npz", x=np.ascontiguousarray(to_layout(sample, artifact.inputs[0])))
+                jobs.append((artifact.path, artifact.format, folder / f"{artifact.format}-input.npz"))
+            found = measure_many(jobs, profile=self.profile, progress=self.progress, budget_s=budget_s)
+            with (folder / "samples.csv").open("w", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["format", "sample", "ms"])
+                table.writerows((m.format, i, ms) for m in found for i, ms in enumerate(m.samples_ms))
+            (folder / "measurement.json").write_text(json.dumps([m.to_json() for m in found], indent=1) + "\n")
+            return [measurement.to_json() for measurement in found]
+
+        return [Measurement.from_json(row) for row in self.run.stage(name, inputs, make)]
+
+    # Quality ---------------------------------------------------------------------------------------------------
+
+    def quality(self, made: Made, artifact: Artifact | None = None) -> QualityRecord:
+        """Top-1 on the test samples' labels, or agreement with the original where there are none.
+
+        Of the artifact on the host's runtime where one is given, else of the network in PyTorch.
+        """
+        inputs = {"weights": made.result["weights_sha256"], "test": self.test.fingerprint,
+                  "artifact": artifact and artifact.sha256, "base": self.base.fingerprint()}
+
+        def make(_: Path) -> dict[str, Any]:
+            self.progress(f"judging quality on {len(self.test)} test samples")
+            if artifact is None:
+                answers = run(self.load(made), [x for x, _ in self.test.batches(BATCH)]).numpy()
+            else:
+                answers = predictions(artifact, (x.numpy() for x, _ in self.test.batches(BATCH)))
+            right = int((answers.argmax(1) == self._truth).sum())
+            record = QualityRecord.of_counts("top-1" if self.test.has_labels else "agreement with the original", right,
+                                             len(self.test), "network" if artifact is None else "artifact")
+            return record.model_dump(mode="json")
+
+        name = f"{made.folder}/quality-{'network' if artifact is None else artifact.format}"
+        return QualityRecord.model_validate(self.run.stage(name, inputs, make))
+
+    @cached_property
+    def _truth(self) -> np.ndarray:
+        """What the right answers are: the labels, else the original's own answers."""
+        if self.test.has_labels:
+            return np.concatenate([y.numpy() for _, y in self.test.batches(BATCH)])
+        return run(self.base, [x for x, _ in self.test.batches(BATCH)]).numpy().argmax(1)
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a file's content, or the name itself where it is no file (a module)."""
+    return sha256_of(Path(path)) if Path(path).is_file() else path

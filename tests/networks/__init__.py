@@ -1,0 +1,1 @@
+"""Architectures of the papers, written for tests and benchmarks."""
