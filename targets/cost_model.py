@@ -105,7 +105,7 @@ def fit(name: str, timed: Sequence[tuple[Operator, float]]) -> tuple[ClassModel,
 
 
 def _dot(weights: Sequence[float], values: Sequence[float]) -> float:
-    return sum(weight * value for weight, value in zip(weights, values))
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
 def _least_squares(name: str, timed: Sequence[tuple[Operator, float]], tile: Tile) -> tuple[float, Tile, tuple[float, ...]]:

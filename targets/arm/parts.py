@@ -62,7 +62,7 @@ def emulator() -> Emulator:
 
 def is_ready() -> bool:
     """Whether every part is in place, in the versions this planish wants."""
-    return emulator().pycache.exists() and all(part.exists() for part in vars(emulator()).values())
+    return all(part.exists() for part in vars(emulator()).values())
 
 
 def require() -> Emulator:

@@ -66,7 +66,7 @@ def block_costs(codes: set[bytes], emulator: Emulator, mca_cpu: str) -> dict[byt
                  for key, cycles, skipped in cache.execute("SELECT key, cycles, skipped FROM block")}
         found = {code: known[key] for code, key in keys.items() if key in known}
         missing = sorted(codes - found.keys())
-        text = _disassemble(missing, emulator)
+        text = _disassemble(missing, emulator) if missing else {}
         for start in range(0, len(missing), BATCH):
             batch = missing[start:start + BATCH]
             fresh = dict(zip(batch, _analyse([text[code] for code in batch], emulator, mca_cpu)))

@@ -5,6 +5,8 @@ Needs numpy and the runtime, nothing of planish. Errors are `ArtifactError`, who
 
 import importlib.metadata
 import os
+import zipfile
+import zlib
 
 import numpy
 
@@ -99,7 +101,7 @@ class Samples:
         try:
             with numpy.load(path) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ArtifactError(f"the samples cannot be read: {error}") from error
         names = [name for name, _, _ in artifact.inputs]
         if len(arrays) != len(names):

@@ -38,7 +38,8 @@ def time_artifacts(jobs: Sequence[Job], format: str, progress: Progress, *, budg
         PlanishError: `RUNTIME_FAILED`.
     """
     plan = {"mode": "time", "format": format, "budget_s": budget_s, "least_samples": least_samples,
-            "warmup_s": warmup_s, "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs]}
+            "warmup_s": warmup_s, "steady": STEADY,
+            "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs]}
     progress(f"timing {', '.join(job.artifact.name for job in jobs)} on this machine")
     result = _child(plan)
     timings = []
@@ -59,12 +60,13 @@ def run(artifact: Path, format: str, inputs: Path, outputs: Path,
 
 
 def _child(plan: dict[str, Any]) -> dict[str, Any]:
+    inherited = os.environ.get("PYTHONPATH", "")
     with tempfile.TemporaryDirectory(prefix="planish-host-") as scratch:
         plan_path, result_path = Path(scratch) / "plan.json", Path(scratch) / "result.json"
-        plan_path.write_text(json.dumps(plan | {"steady": STEADY}), encoding="utf-8")
+        plan_path.write_text(json.dumps(plan), encoding="utf-8")
         done = subprocess.run([sys.executable, "-m", WORKER, str(plan_path), str(result_path)], capture_output=True,
                               text=True, check=False, errors="replace", stdin=subprocess.DEVNULL,
-                              env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+                              env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{inherited}"})
         if done.returncode != 0 or not result_path.exists():
             raise PlanishError(f"the runtime did not survive on this machine (exit status {done.returncode})",
                                where=", ".join(Path(job["artifact"]).name for job in plan["jobs"][:3]),

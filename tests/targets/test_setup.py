@@ -1,0 +1,138 @@
+"""Setting up the emulator: what is missing is said, with the command or the step that helps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from targets.arm import debian, parts, setup
+from targets.cache import cache_root, staged_directory, write_atomic
+from targets.errors import MissingEnvironmentError
+from targets.measure import measure
+from targets.profile import load_profile
+
+APT = """#!/bin/sh
+case "$*" in *install*) echo "{install}"; exit 100;; *) echo "{update}"; exit 0;; esac
+"""
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANISH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fake_programs(folder: Path, monkeypatch, update: str, install: str) -> None:
+    """A PATH on which apt-get says what it is told to."""
+    folder.mkdir()
+    programs = {"apt-get": APT.format(update=update, install=install), "gcc": "#!/bin/sh\n", "dpkg-deb": "#!/bin/sh\n",
+                "dpkg": "#!/bin/sh\necho amd64\n"}
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin")
+
+
+def test_without_set_up_the_error_names_the_command(empty_cache, small):
+    assert not setup.is_ready()
+    with pytest.raises(MissingEnvironmentError) as caught:
+        measure(small["tflite"][0], format="tflite", profile=load_profile("pixel-4-cpu"), inputs=small["tflite"][1])
+    assert (caught.value.code, caught.value.exit_code) == ("EMULATOR_MISSING", 6)
+    assert "`planish targets setup pixel-4-cpu`" in caught.value.fix
+    assert str(caught.value).count("\n") == 3
+    assert not empty_cache.exists()
+
+
+def test_with_nothing_on_the_path_the_missing_programs_are_named(empty_cache, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingEnvironmentError) as caught:
+        setup.ensure()
+    assert caught.value.code == "EMULATOR_MISSING"
+    assert all(program in caught.value.why for program in ("gcc", "apt-get", "dpkg-deb"))
+    assert "Debian" in caught.value.fix
+
+
+@pytest.mark.parametrize(("update", "install", "why", "fix"), [
+    ("Reading", "E: Unable to locate package python3.11-minimal", "apt sources do not offer it", "Ubuntu keeps arm64 on"),
+    ("W: Failed to fetch InRelease Could not resolve", "E: Unable to locate package x", "could not be fetched", "network"),
+    ("Reading", "E: Failed to fetch x.deb Connection timed out", "the download failed", "network"),
+    ("Reading", "E: You don't have enough free space in y/", "the disk is full", "PLANISH_CACHE"),
+    ("Reading", "E: Something else", "E: Something else", "apt-get update"),
+])
+def test_what_apt_says_becomes_what_to_do(empty_cache, tmp_path, monkeypatch, update, install, why, fix):
+    fake_programs(tmp_path / "bin", monkeypatch, update, install)
+    with pytest.raises(MissingEnvironmentError) as caught:
+        setup.ensure()
+    assert caught.value.code == "EMULATOR_MISSING"
+    assert why in caught.value.why and fix in caught.value.fix
+    left = [path.name for path in (empty_cache / "arm").iterdir()]
+    assert left == ["setup.lock"], "a failed set-up leaves nothing behind"
+
+
+def test_an_unwritable_cache_is_named(monkeypatch):
+    monkeypatch.setenv("PLANISH_CACHE", "/dev/null/cache")
+    monkeypatch.setattr(setup, "require_programs", lambda *args: None)
+    with pytest.raises(MissingEnvironmentError) as caught:
+        setup.ensure()
+    assert "/dev/null/cache" in caught.value.why and "PLANISH_CACHE" in caught.value.fix
+
+
+def test_too_little_disk_is_said_before_anything_is_fetched(empty_cache, monkeypatch):
+    monkeypatch.setattr(setup, "DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(setup, "require_programs", lambda *args: None)
+    with pytest.raises(MissingEnvironmentError) as caught:
+        setup.ensure()
+    assert "MB are needed" in caught.value.why
+
+
+def test_a_runtime_of_another_version_is_another_sysroot(empty_cache, monkeypatch):
+    before = parts.emulator()
+    monkeypatch.setattr(parts, "wheels", lambda: ["onnxruntime==0.0"])
+    after = parts.emulator()
+    assert before.sysroot != after.sysroot and before.pycache != after.pycache
+    assert (before.tools, before.plugin) == (after.tools, after.plugin)
+
+
+@pytest.mark.emulator
+def test_set_up_is_repeatable_and_quick_when_done(emulator):
+    said = []
+    assert setup.ensure(said.append) == emulator
+    assert said == []
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLANISH_CACHE", str(tmp_path / "here"))
+    assert cache_root() == tmp_path / "here"
+    monkeypatch.delenv("PLANISH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "planish"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_root() == Path.home() / ".cache" / "planish"
+
+
+def test_a_staged_directory_appears_whole_or_not_at_all(tmp_path):
+    final = tmp_path / "part"
+    with pytest.raises(RuntimeError), staged_directory(final) as staging:
+        (staging / "file").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with staged_directory(final) as staging:
+        (staging / "file").touch()
+        assert not final.exists()
+    assert (final / "file").exists() and list(tmp_path.iterdir()) == [final]
+
+
+def test_an_atomic_write_leaves_one_file(tmp_path):
+    for text in ("old", "new"):
+        write_atomic(tmp_path / "a" / "b.txt", text)
+    assert (tmp_path / "a" / "b.txt").read_text() == "new"
+    assert os.listdir(tmp_path / "a") == ["b.txt"]
+
+
+def test_unpacking_needs_no_root_and_no_system_state(tmp_path):
+    conf = debian.APT_CONF.format(architecture="arm64", state=tmp_path)
+    assert all(setting in conf for setting in (f'Dir::State "{tmp_path}"', f'Dir::Cache "{tmp_path}/cache"',
+                                               f'Dir::State::status "{tmp_path}/status"'))
+    assert "AllowUnauthenticated" not in conf
