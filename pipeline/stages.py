@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,10 +32,11 @@ from pipeline.model.ingest import ingest
 from pipeline.model.network import Network
 from pipeline.recipe import Recipe
 from pipeline.store import RunDirectory
-from pipeline.verify.execute import evaluate, predictions, to_layout
+from pipeline.verify.execute import predictions, to_layout
 from pipeline.verify.parity import Parity, check, require
 from reports.records import QualityRecord
 from targets.cost import CostTable
+from targets.errors import UsageError
 from targets.measure import Measurement, measure_many
 from targets.profile import Profile
 
@@ -113,6 +113,7 @@ class Stages:
             self.progress(f"reading {recipe.model}")
             first = lambda: next(self._open(recipe.data, None, None).take(2).batches(2))[0]  # noqa: E731
             network = ingest(recipe.model, weights=recipe.weights and Path(recipe.weights), example=first)
+            _require_one_tensor(network, recipe.model)
             torch.export.save(network.exported(), folder / "network.pt2")
             return {}
 
@@ -292,6 +293,15 @@ class Stages:
         if self.test.has_labels:
             return np.concatenate([y.numpy() for _, y in self.test.batches(BATCH)])
         return run(self.base, [x for x, _ in self.test.batches(BATCH)]).numpy().argmax(1)
+
+
+def _require_one_tensor(network: Network, model: str) -> None:
+    with torch.no_grad():
+        output = network(*network.example)
+    if len(network.example) != 1 or not isinstance(output, Tensor):
+        raise UsageError("planish fits networks of one input tensor and one output tensor", where=model, code="MODEL_SIGNATURE",
+                         why=f"this one takes {len(network.example)} inputs and returns {type(output).__name__}",
+                         fix="wrap it in a module whose forward takes one tensor and returns one")
 
 
 def _digest(path: str) -> str:

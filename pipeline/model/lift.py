@@ -63,12 +63,23 @@ def lift(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, dict[st
             graph.erase_node(node)
         elif node.op == "get_attr":
             _copy_attribute(module, root, node.target)
+    _plain_signature(graph)
     lifted = fx.GraphModule(root, graph)
     lifted.graph.eliminate_dead_code()
     lifted.recompile()
     for parameter in lifted.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return lifted.eval(), sources
+
+
+def _plain_signature(graph: fx.Graph) -> None:
+    """Drop the tree packing that torch.export puts around inputs and outputs, where there is nothing to pack."""
+    packing = graph._codegen.pytree_info
+    output = next(iter(reversed(graph.nodes)))
+    flat_inputs = packing.in_spec.num_leaves == packing.in_spec.child(0).num_children
+    if flat_inputs and packing.out_spec.is_leaf():
+        graph.set_codegen(fx.graph.CodeGen())
+        output.args = (output.args[0][0],)
 
 
 Built = tuple[nn.Module, tuple[str, ...]] | None

@@ -79,13 +79,11 @@ def from_layout(output: np.ndarray, specification: TensorSpec) -> np.ndarray:
     return output.transpose(order) if order and output.ndim == len(order) else output
 
 
-def evaluate(artifact: Artifact, batches: Iterable[np.ndarray], labels: np.ndarray) -> float:
-    """Top-1 accuracy of the artifact itself, between 0 and 1.
+def predictions(artifact: Artifact, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """The artifact's first output on every sample, [N, ...] in the artifact's layout.
 
     Args:
         batches: [N, C, H, W] float32 each, in the network's layout; any batch sizes, since the artifact runs at 1.
-        labels: [total N] integer classes in the order of the samples.
     """
     runtime = HostRuntime(artifact)
-    predicted = [runtime.run(to_layout(batch, artifact.inputs[0]))[0].argmax(axis=1) for batch in batches]
-    return float(np.mean(np.concatenate(predicted) == np.asarray(labels)))
+    return np.concatenate([runtime.run(to_layout(batch, artifact.inputs[0]))[0] for batch in batches])
