@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from targets.errors import UsageError, nearest
+
+Subject = Literal["data", "model"]
+RETURNS = {"data": "the samples", "model": "the network"}
 
 
 @dataclass(frozen=True)
@@ -24,21 +27,26 @@ class UserCallable:
     reference: str
     function: Callable[[], Any]
     file: str | None
+    subject: Subject
 
     def __call__(self) -> Any:
-        """Calls the function without arguments; `UsageError` DATA_CALLABLE if it raises."""
+        """Calls the function without arguments; `UsageError` DATA_CALLABLE or MODEL_CALLABLE if it raises."""
         try:
             return self.function()
         except Exception as error:  # anything may go wrong in user code
-            raise failure_of(self.reference, self.file, error) from error
+            raise self.failure(error) from error
+
+    def failure(self, error: BaseException) -> UsageError:
+        """The error value for `error`, raised by the callable or by what it returned."""
+        return _failure(self.reference, self.file, error, self.subject)
 
 
-def failure_of(reference: str, file: str | None, error: BaseException) -> UsageError:
-    """The error value for `error`, raised by user code; `where` is the deepest frame inside `file`."""
-    return UsageError(f"the data callable '{reference}' raised {type(error).__name__}",
+def _failure(reference: str, file: str | None, error: BaseException, subject: Subject) -> UsageError:
+    """`where` is the deepest frame inside `file`."""
+    return UsageError(f"the {subject} callable '{reference}' raised {type(error).__name__}",
                       where=user_line(error, file) or reference, why=str(error) or type(error).__name__,
-                      fix="run the callable on its own in Python, and correct it until it returns the samples",
-                      code="DATA_CALLABLE")
+                      fix=f"run the callable on its own in Python, and correct it until it returns {RETURNS[subject]}",
+                      code=f"{subject.upper()}_CALLABLE")
 
 
 def user_line(error: BaseException, file: str | None) -> str | None:
@@ -51,32 +59,32 @@ def user_line(error: BaseException, file: str | None) -> str | None:
     return f"{deepest[0].filename}:{deepest[0].lineno} in {deepest[0].name}" if deepest else None
 
 
-def load_callable(reference: str) -> UserCallable:
-    """Imports `file.py:name` or `package.module:name`.
+def load_callable(reference: str, subject: Subject) -> UserCallable:
+    """Imports `file.py:name` or `package.module:name`; `subject` says what it stands for in messages and codes.
 
-    Raises `UsageError`: DATA_MISSING when the file or module does not exist, DATA_CALLABLE when importing it raises
-    or it has no such callable.
+    Raises `UsageError`: DATA_MISSING (MODEL_MISSING) when the file or module does not exist, DATA_CALLABLE
+    (MODEL_CALLABLE) when importing it raises or it has no such callable.
     """
     location, _, name = reference.rpartition(":")
     if location.endswith(".py"):
         file = Path(location)
         if not file.is_file():
-            raise UsageError(f"the data file '{location}' does not exist", where=reference,
-                             why=f"nothing is at {file.absolute()}", fix=_other_files(file), code="DATA_MISSING")
-        module = _run_file(reference, file)
+            raise UsageError(f"the {subject} file '{location}' does not exist", where=reference,
+                             why=f"nothing is at {file.absolute()}", fix=_other_files(file), code=f"{subject.upper()}_MISSING")
+        module = _run_file(reference, file, subject)
     else:
-        module = _import_module(reference, location)
+        module = _import_module(reference, location, subject)
     function = getattr(module, name, None)
     if not callable(function):
         defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UsageError(f"'{location}' has no callable named '{name}'", where=reference,
                          why=f"it defines {', '.join(sorted(defined)) or 'no callable'}",
-                         fix=f"{nearest(name, defined)}name a function that takes no arguments and returns the samples",
-                         code="DATA_CALLABLE")
-    return UserCallable(reference, function, getattr(module, "__file__", None))
+                         fix=f"{nearest(name, defined)}name a function that takes no arguments and returns {RETURNS[subject]}",
+                         code=f"{subject.upper()}_CALLABLE")
+    return UserCallable(reference, function, getattr(module, "__file__", None), subject)
 
 
-def _run_file(reference: str, file: Path) -> ModuleType:
+def _run_file(reference: str, file: Path, subject: Subject) -> ModuleType:
     path = str(file.resolve())
     # A name of its own per path: two files called data.py must not shadow each other in sys.modules.
     name = f"_planish_{file.stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
@@ -88,23 +96,23 @@ def _run_file(reference: str, file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # anything may go wrong in user code
         del sys.modules[name]
-        raise failure_of(reference, path, error) from error
+        raise _failure(reference, path, error, subject) from error
     finally:
         sys.path.remove(str(file.resolve().parent))
     return module
 
 
-def _import_module(reference: str, name: str) -> ModuleType:
+def _import_module(reference: str, name: str, subject: Subject) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise failure_of(reference, None, error) from error  # the module is there, one that it imports is not
+            raise _failure(reference, None, error, subject) from error  # the module is there, one that it imports is not
         raise UsageError(f"the Python module '{name}' was not found", where=reference, why=str(error),
                          fix="install it, run from the folder that holds it, or name a file: path/to/file.py:callable",
-                         code="DATA_MISSING") from error
+                         code=f"{subject.upper()}_MISSING") from error
     except (Exception, SystemExit) as error:  # anything may go wrong in user code
-        raise failure_of(reference, None, error) from error
+        raise _failure(reference, None, error, subject) from error
 
 
 def _other_files(file: Path) -> str:

@@ -206,7 +206,7 @@ def _open(source: str, shape: tuple[int, ...] | None, classes: int | None,
                          "convert it to .npz, or load it in a function and name that: file.py:callable",
                          code="DATA_FORMAT")
     if ":" in source:
-        function = load_callable(source)
+        function = load_callable(source, "data")
         return from_returned(function(), function, limit), None
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UsageError("the data does not exist", where=source, why=f"nothing is at {path.absolute()}",

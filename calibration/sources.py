@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.callables import UserCallable, failure_of
+from calibration.callables import UserCallable
 from targets.errors import UsageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -77,7 +77,7 @@ class SequenceSource:
         try:
             item = self.items[index]
         except Exception as error:  # anything may go wrong in user code
-            raise failure_of(self.origin.reference, self.origin.file, error) from error
+            raise self.origin.failure(error) from error
         x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
         return self._as_sample(x, index), self._as_label(y, index)
 
@@ -233,7 +233,7 @@ def from_returned(returned: Any, origin: UserCallable, limit: int | None) -> Sou
         try:
             return SequenceSource(origin, list(islice(returned, limit)))
         except Exception as error:  # anything may go wrong in user code
-            raise failure_of(origin.reference, origin.file, error) from error
+            raise origin.failure(error) from error
     raise _unusable(origin, f"a {type(returned).__name__}",
                     "return a torch Dataset, a list of (x, label), a dict or pair of arrays, or an iterator of samples")
 

@@ -6,23 +6,20 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import logging
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from calibration.callables import load_callable
 from pipeline.model.lift import lift
 from pipeline.model.network import Network
 from targets.errors import UsageError, nearest
@@ -45,7 +42,12 @@ def ingest(source: str, *, weights: Path | None = None, example: Callable[[], Te
     """
     if source.endswith(".pt2"):
         return from_program(load_program(Path(source)), weights)
-    built = build(source)
+    if ":" not in source:
+        raise _missing(source) if Path(source).suffix and not Path(source).exists() else UsageError(
+            "the model is not named in a form planish knows", where=source, code="MODEL_FORM",
+            why="expected file.py:callable, package.module:callable or model.pt2",
+            fix=f"name the function that builds the network: {source}:build")
+    built = load_callable(source, "model")()
     model, own_example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
         raise UsageError("the model callable did not return a network", where=source,
@@ -70,56 +72,6 @@ def from_program(program: torch.export.ExportedProgram, weights: Path | None = N
         program = export_program(module, _example_of(program))
     graph, sources = lift(program)
     return Network(graph, _example_of(program), (), sources)
-
-
-def build(source: str) -> Any:
-    """Call the user's `file.py:callable` or `package.module:callable` and return what it returns."""
-    function = find_callable(source)
-    try:
-        return function()
-    except Exception as error:  # the user's code may raise anything
-        raise UsageError(f"the model callable raised {type(error).__name__}", where=user_frame(error) or source,
-                         why=str(error) or "no message", code="MODEL_CALLABLE",
-                         fix=f"make `{source.partition(':')[2]}()` run on its own, without arguments") from error
-
-
-def find_callable(source: str) -> Callable[[], Any]:
-    """The function that `file.py:callable` or `package.module:callable` names, imported but not called."""
-    location, colon, name = source.rpartition(":")
-    if not colon or not location or not name:
-        if Path(source).suffix and not Path(source).exists():
-            raise _missing(source)
-        raise UsageError("the model is not named in a form planish knows", where=source, code="MODEL_FORM",
-                         why="expected file.py:callable, package.module:callable or model.pt2",
-                         fix=f"name the function that builds the network, for example {source or 'model.py'}:build")
-    try:
-        module = _import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
-    except UsageError:
-        raise
-    except Exception as error:  # importing runs the user's code
-        raise UsageError(f"importing the model's file raised {type(error).__name__}", where=user_frame(error) or location,
-                         why=str(error) or "no message", code="MODEL_IMPORT",
-                         fix=f"make `python -c 'import ...'` of {location} work in this environment") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        offered = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        raise UsageError(f"'{name}' is not a callable in the model's file", where=location, code="MODEL_CALLABLE_MISSING",
-                         why=f"the file defines {', '.join(offered) or 'no callables'}",
-                         fix=f"{nearest(name, offered)}give the name of a function that returns the network")
-    return function
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise _missing(str(path))
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:  # the user's file may import its neighbours
-        sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _missing(path: str) -> UsageError:
