@@ -39,21 +39,23 @@ def classify(operator: Operator, format: str) -> str:
 
     XNNPACK (TFLite) has a second matrix kernel, two channels wide and about half as fast for each multiplication. Its
     rules for taking it, in fully-connected-nc.c (which also serves 1x1 convolutions of stride 1) and in
-    convolution-nhwc.c, make "narrow" classes of their own; a network that has 70 channels can be slower than with 72.
+    convolution-nhwc.c, make "narrow" classes of their own: 70 output channels are slower than 72.
+    MLAS (ONNX Runtime) lays out patches as a matrix, row by row when the stride is 1 and pixel by pixel when it is not.
     """
     if operator.kind == "pool":
         return "global_pool" if operator.is_global_pool else "pool"
     if operator.kind == "elementwise":
         return "elementwise"
+    strided = "_strided" if format == "onnx" and operator.stride != (1, 1) else ""
     if operator.is_depthwise:
-        return {(3, 3): "depthwise3", (5, 5): "depthwise5"}.get(operator.kernel, "depthwise")
+        return {(3, 3): "depthwise3", (5, 5): "depthwise5"}.get(operator.kernel, "depthwise") + strided
     channels = operator.out_channels // operator.groups
     if operator.groups == 1 and operator.kernel == operator.stride == (1, 1):
         name = "pointwise" if operator.kind == "conv" else "vector" if operator.pixels == 1 else "matrix"
         wasted, wasted_narrow = -channels % WIDE, -channels % NARROW
         narrow = channels < WIDE or (wasted_narrow < wasted and 100 * wasted > channels)
     else:
-        name, narrow = "dense", channels < WIDE
+        name, narrow = "dense" + strided, channels < WIDE
     return f"{name}_narrow" if narrow and format == "tflite" else name
 
 
@@ -69,13 +71,16 @@ def terms(name: str, operator: Operator, tile: Tile) -> tuple[float, ...]:
     if name == "global_pool":
         return inputs, taps * lanes, _tiles(taps, rows) * lanes, lanes, 1
     if name == "pool" or name.startswith("depthwise"):
-        return pixels * lanes * taps, pixels * lanes, pixels * taps, pixels, operator.out_size[0], lanes, 1
+        lines = operator.out_size[0] * lanes
+        return (pixels * lanes * taps, pixels * lanes, pixels * taps, pixels, lines * taps, lines, operator.out_size[0],
+                lanes, 1)
     bands = _tiles(pixels, rows)
     blocks = operator.groups * bands * _tiles(operator.out_channels // operator.groups, columns)
     steps = _tiles(operator.in_channels // operator.groups, depth)
-    unfolded = pixels * taps * operator.in_channels     # what a runtime writes that lays out patches as a matrix
+    # The second line: what a runtime copies that lays out patches as a matrix, by element and by image line.
     return (blocks * taps * steps, blocks * taps, blocks, operator.groups * bands * taps, operator.groups * bands,
-            unfolded, outputs, inputs, 1)
+            pixels * taps * operator.in_channels, operator.out_size[0] * taps * operator.in_channels,
+            outputs, inputs, 1)
 
 
 def _tiles(size: int, tile: int) -> int:
@@ -95,7 +100,7 @@ def fit(name: str, timed: Sequence[tuple[Operator, float]]) -> tuple[ClassModel,
     elif name == "pool" or name.startswith("depthwise"):
         tilings = [(1, columns, 1) for columns in COLUMNS]
     elif name == "global_pool":
-        tilings = [(rows, columns, 1) for rows in range(1, 9) for columns in COLUMNS]
+        tilings = [(rows, columns, 1) for rows in range(1, 9) for columns in (*COLUMNS, 32, 64)]
     else:
         tilings = list(itertools.product(ROWS, COLUMNS, DEPTH))
     _, tile, weights = min((_least_squares(name, seen, tile) for tile in tilings), key=lambda found: found[0])
@@ -108,7 +113,8 @@ def _dot(weights: Sequence[float], values: Sequence[float]) -> float:
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def _least_squares(name: str, timed: Sequence[tuple[Operator, float]], tile: Tile) -> tuple[float, Tile, tuple[float, ...]]:
+def _least_squares(name: str, timed: Sequence[tuple[Operator, float]],
+                   tile: Tile) -> tuple[float, Tile, tuple[float, ...]]:
     """(residual, tile, weights) of one tile."""
     import numpy
     from scipy.optimize import nnls

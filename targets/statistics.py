@@ -1,8 +1,8 @@
 """Robust summaries of latency samples, and the three-valued decision.
 
-The interval is the distribution-free confidence interval of the median: with n independent samples, the number below the
-median is binomial(n, 1/2), so a pair of order statistics covers it with a probability that needs no assumption about
-the distribution (David and Nagaraja, Order Statistics, 3rd ed., section 7.1).
+The interval is the distribution-free confidence interval of the median: with n independent samples, the number below
+the median is binomial(n, 1/2), so a pair of order statistics covers it with a probability that needs no assumption
+about the distribution (David and Nagaraja, Order Statistics, 3rd ed., section 7.1).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""An ARM64 phone without the phone: run the exported artifact under QEMU, count, and time it with LLVM's core models."""
+"""An ARM64 phone without the phone: the exported artifact runs under QEMU, is counted, and timed with LLVM's models."""

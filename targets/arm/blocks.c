@@ -5,7 +5,7 @@
  *
  * Output file (native byte order), after the eight bytes "PLNSBLK1":
  *   phase:  u32 'P', u32 label, u64 entries, then entries x (u64 block, u64 executions)
- *   block:  u32 'B', u32 instructions, u64 address, then instructions x u32 machine words; numbered from 0 in file order
+ *   block:  u32 'B', u32 instructions, u64 address, then instructions x u32 machine words; numbered from 0 in order
  */
 #include <errno.h>
 #include <inttypes.h>

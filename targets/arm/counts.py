@@ -1,4 +1,4 @@
-"""Reads what the blocks plugin wrote: which blocks of code ran how often in each phase, without the Python around them."""
+"""Reads what the blocks plugin wrote: how often each block of code ran in each phase, without the Python around it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Debian packages of any architecture unpacked into a directory, without root and without touching the system.
 
-apt runs on a state of its own: the machine's package sources and keyrings are used, so signatures are checked as always,
-but lists, downloads and the (empty) list of installed packages live in a temporary directory. Tested on Debian 12.
+apt runs on a state of its own: the machine's package sources and keyrings are used, so signatures are checked as
+always, but lists, downloads and the (empty) list of installed packages live in a temporary directory. Tested on
+Debian 12.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ Dir::Cache "{state}/cache";
 Dir::Log "{state}";
 """
 
-NETWORK_SIGNS = ("Could not resolve", "Temporary failure", "Could not connect", "Unable to connect", "Connection refused",
-                 "Connection timed out", "Network is unreachable", "Failed to fetch")
+NETWORK_SIGNS = ("Could not resolve", "Temporary failure", "Could not connect", "Unable to connect",
+                 "Connection refused", "Connection timed out", "Network is unreachable", "Failed to fetch")
 
 
 def require_programs(programs: Iterable[str], fix: str) -> None:

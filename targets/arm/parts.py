@@ -48,7 +48,7 @@ class Emulator:
     @property
     def libraries(self) -> str:
         """`LD_LIBRARY_PATH` under which the tools find the libraries unpacked beside them."""
-        return ":".join(str(path) for base in ("usr/lib", "lib") for path in sorted(self.tools.glob(f"{base}/*-linux-gnu")))
+        return ":".join(str(path) for base in ("usr/lib", "lib") for path in self.tools.glob(f"{base}/*-linux-gnu"))
 
 
 def emulator() -> Emulator:

@@ -1,4 +1,4 @@
-"""Starts the emulated Python as a named core: a small tree of links over the sysroot describes the phone to the runtimes.
+"""Starts the emulated Python as a named core: a tree of links over the sysroot describes the phone to the runtimes.
 
 QEMU looks every absolute path up below its `-L` directory first. The tree there links to the shared sysroot and adds
 `/proc/cpuinfo` and `/sys/devices/system/cpu`, from which cpuinfo, and so XNNPACK and MLAS, learn the core's name and

@@ -80,7 +80,8 @@ def _check_runs(command: list[str], tools: Path, name: str) -> str:
     libraries = Emulator(tools, tools, tools, tools).libraries
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LD_LIBRARY_PATH": libraries})
     if done.returncode != 0:
-        raise environment_missing(f"the {name} unpacked into planish's cache does not start", done.stderr.strip()[-300:],
+        raise environment_missing(f"the {name} unpacked into planish's cache does not start",
+                                  done.stderr.strip()[-300:],
                                   "use Debian 12 (the tested system) or a container of it")
     return done.stdout
 

@@ -13,7 +13,7 @@ OPSET, IR = 17, 8
 
 
 def build(operators: Sequence[Operator], rng: numpy.random.Generator) -> tuple[bytes, dict[str, numpy.ndarray]]:
-    """The model as bytes, and one sample for its inputs. Each operator's input size is its predecessor's output size."""
+    """The model as bytes, and one sample for its inputs. Each operator takes what its predecessor gives."""
     nodes, constants = [], []
     samples: dict[str, numpy.ndarray] = {}
 

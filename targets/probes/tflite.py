@@ -15,7 +15,7 @@ RELU = 1
 
 
 def build(operators: Sequence[Operator], rng: numpy.random.Generator) -> tuple[bytes, dict[str, numpy.ndarray]]:
-    """The model as bytes, and one sample for its inputs. Each operator's input size is its predecessor's output size."""
+    """The model as bytes, and one sample for its inputs. Each operator takes what its predecessor gives."""
     return _Builder(rng).model(operators)
 
 
@@ -101,8 +101,8 @@ class _Builder:
         return self.node("CONV_2D", "Conv2DOptions", [value, weights, bias], out, **common)
 
     def linear(self, operator: Operator, value: int) -> int:
-        weights = self.weights(operator.out_channels, operator.in_channels)
-        return self.node("FULLY_CONNECTED", "FullyConnectedOptions", [value, weights, self.weights(operator.out_channels)],
+        weights, bias = self.weights(operator.out_channels, operator.in_channels), self.weights(operator.out_channels)
+        return self.node("FULLY_CONNECTED", "FullyConnectedOptions", [value, weights, bias],
                          self.shape(operator, operator.out_size, operator.out_channels), keepNumDims=True)
 
     def elementwise(self, operator: Operator, value: int) -> int:

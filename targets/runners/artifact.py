@@ -22,7 +22,10 @@ def runtime_version(format):
 
 
 def open_artifact(path, format):
-    """The artifact at `path` with one thread: `.inputs` [(name, shape, dtype)], `.feed(arrays)`, `.invoke()`, `.outputs()`."""
+    """The artifact at `path`, to run on one thread.
+
+    It has `.inputs` [(name, shape, dtype)] with -1 for a free size, `.feed(arrays)`, `.invoke()` and `.outputs()`.
+    """
     if not os.path.exists(path):
         raise ArtifactError("no such file")
     try:
@@ -41,7 +44,6 @@ class TFLite:
         self._details = self.interpreter.get_input_details()
         self.inputs = [(d["name"], tuple(int(s) for s in d["shape"]), d["dtype"]) for d in self._details]
         self._out = self.interpreter.get_output_details()
-        # The wrapper's method is one call into the runtime; Interpreter.invoke adds Python around it.
         self.invoke = self.interpreter.invoke
 
     def feed(self, arrays):
@@ -105,7 +107,8 @@ class Samples:
             raise ArtifactError(f"the samples cannot be read: {error}") from error
         names = [name for name, _, _ in artifact.inputs]
         if len(arrays) != len(names):
-            raise ArtifactError(f"it has {len(names)} inputs ({', '.join(names)}), the samples have {len(arrays)} arrays")
+            raise ArtifactError(f"it has {len(names)} inputs ({', '.join(names)}), "
+                                f"the samples have {len(arrays)} arrays")
         self.arrays = [arrays[name] for name in names] if set(names) == set(arrays) else list(arrays.values())
         for (name, shape, dtype), array in zip(artifact.inputs, self.arrays):
             one = (1, *array.shape[1:])

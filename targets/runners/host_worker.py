@@ -59,7 +59,8 @@ def work(plan):
         except ArtifactError as error:
             return {"artifact": job["artifact"], "error": str(error)}
     if plan["mode"] == "time":
-        return {"samples_ms": time_jobs(opened, plan["warmup_s"], plan["budget_s"], plan["least_samples"], plan["steady"]), "cpu": cpu}
+        samples_ms = time_jobs(opened, plan["warmup_s"], plan["budget_s"], plan["least_samples"], plan["steady"])
+        return {"samples_ms": samples_ms, "cpu": cpu}
     for job, (artifact, samples) in zip(plan["jobs"], opened):
         write_outputs(artifact, samples, job["outputs"])
     return {}
