@@ -33,15 +33,20 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def staged_directory(final: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `final` when the block ends well and vanishes when it does not."""
+    """A temporary sibling that becomes `final` when the block ends well and vanishes when it does not.
+
+    Of two processes that build the same directory, the first wins and the other's is thrown away.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
         yield staging
         staging.chmod(0o755)
-        if final.exists():
-            shutil.rmtree(final)
-        staging.rename(final)
+        try:
+            staging.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -30,7 +30,6 @@ __all__ = ["CostTable", "Operator", "build"]
 
 FORMATS = ("tflite", "onnx")
 COMMITTED = PROFILES / "costs"
-FEWEST = 10                     # probes that a class needs to be fitted
 CHAIN = 5                       # operators in a row, whose time over one operator's tells what a call costs by itself
 
 
@@ -112,10 +111,11 @@ def _build(profile: Profile, format: str, progress: Callable[[str], None]) -> Co
     invoke_ms = max(0.0, statistics.median(one - (many - one) / (CHAIN - 1) for one, many in zip(singles, chains)))
     by_class: dict[str, list[tuple[Operator, float]]] = {}
     for operator, ms in zip(operators, times):
-        if ms > invoke_ms:
-            by_class.setdefault(cost_model.classify(operator, format), []).append((operator, ms - invoke_ms))
+        # A tenth of a call is what is left of the smallest operators on a noisy host.
+        by_class.setdefault(cost_model.classify(operator, format), []).append(
+            (operator, max(ms - invoke_ms, invoke_ms / 10)))
     progress(f"fitting {len(by_class)} classes of operators")
-    fitted = {name: cost_model.fit(name, timed) for name, timed in sorted(by_class.items()) if len(timed) >= FEWEST}
+    fitted = {name: cost_model.fit(name, timed) for name, timed in sorted(by_class.items())}
     errors = sorted(error for model, found in fitted.values() for error in found)
     classes = {name: model for name, (model, _) in fitted.items()}
     error = RelativeError(statistics.median(errors), errors[int(0.9 * (len(errors) - 1))])

@@ -42,10 +42,15 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
     require_programs(["gcc", "apt-get", "dpkg", "dpkg-deb"],
                      "on Debian or Ubuntu: `apt-get install gcc libc6-dev`; elsewhere use a container of Debian 12")
     places = emulator()
+    home = places.sysroot.parent
     try:
-        with exclusive(places.sysroot.parent / "setup.lock"):
-            if (free := shutil.disk_usage(places.sysroot.parent).free) < DISK_BYTES:
+        with exclusive(home / "setup.lock"):
+            free = shutil.disk_usage(home).free
+            if free < DISK_BYTES and not (places.tools.exists() and places.sysroot.exists()):
                 raise OSError(f"{free / 1e6:.0f} MB are free, {DISK_BYTES / 1e6:.0f} MB are needed")
+            for killed in home.glob(".*"):      # what a killed set-up left; nobody else builds parts under this lock
+                if not killed.name.startswith(".tree-"):
+                    shutil.rmtree(killed)
             for final, build in ((places.tools, _build_tools), (places.sysroot, _build_sysroot),
                                  (places.plugin, _build_plugin), (places.pycache, _build_pycache)):
                 if not final.exists():
@@ -53,7 +58,7 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
                         build(staging, progress)
     except OSError as error:
         raise environment_missing("the ARM64 emulator could not be written to planish's cache",
-                                  f"{places.sysroot.parent}: {error}",
+                                  f"{home}: {error}",
                                   "free the space, or set PLANISH_CACHE to a writable directory") from error
     progress("the ARM64 emulator is ready")
     return places

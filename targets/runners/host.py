@@ -40,7 +40,8 @@ def time_artifacts(jobs: Sequence[Job], format: str, progress: Progress, *, budg
     plan = {"mode": "time", "format": format, "budget_s": budget_s, "least_samples": least_samples,
             "warmup_s": warmup_s, "steady": STEADY,
             "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs]}
-    progress(f"timing {', '.join(job.artifact.name for job in jobs)} on this machine")
+    names = jobs[0].artifact.name if len(jobs) == 1 else f"{len(jobs)} artifacts"
+    progress(f"timing {names} on this machine")
     result = _child(plan)
     timings = []
     for samples_ms in result["samples_ms"]:

@@ -124,6 +124,23 @@ def test_a_staged_directory_appears_whole_or_not_at_all(tmp_path):
     assert (final / "file").exists() and list(tmp_path.iterdir()) == [final]
 
 
+def test_of_two_builders_of_a_directory_the_first_wins(tmp_path):
+    final = tmp_path / "part"
+    with staged_directory(final) as late:
+        (late / "late").touch()
+        with staged_directory(final) as early:
+            (early / "early").touch()
+    assert [path.name for path in final.iterdir()] == ["early"] and list(tmp_path.iterdir()) == [final]
+
+
+def test_what_a_killed_set_up_left_is_removed(empty_cache, tmp_path, monkeypatch):
+    (empty_cache / "arm" / ".sysroot-0.x").mkdir(parents=True)
+    fake_programs(tmp_path / "bin", monkeypatch, "Reading", "E: Something else")
+    with pytest.raises(MissingEnvironmentError):
+        setup.ensure()
+    assert [path.name for path in (empty_cache / "arm").iterdir()] == ["setup.lock"]
+
+
 def test_an_atomic_write_leaves_one_file(tmp_path):
     for text in ("old", "new"):
         write_atomic(tmp_path / "a" / "b.txt", text)
