@@ -98,7 +98,7 @@ def test_the_design_is_always_the_same():
 
 def test_a_table_is_learned_from_times(tmp_path, monkeypatch):
     """Times that follow a tile law are learned, without the call's own cost, and read back from the file."""
-    call_ms = 0.01
+    call_ms = 0.0005
 
     def law(operator):
         if operator.kind == "conv" and operator.groups == 1:
