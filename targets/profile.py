@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -65,7 +65,7 @@ def list_profiles() -> list[Profile]:
     return [read_profile(path) for path in sorted(PROFILES.glob("*.toml"))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_profile(path: Path) -> Profile:
     """Parse and check one TOML file; the profile's name is the file's."""
     text = path.read_text(encoding="utf-8")

@@ -19,8 +19,21 @@ import sys
 from pathlib import Path
 
 from targets.arm.debian import Progress, host_architecture, require_programs, unpack
-from targets.arm.parts import (COMPILE, LLVM, PLUGIN_SOURCE, QEMU, SITE, SYSROOT_PACKAGES, TOOL_PACKAGES, Emulator,
-                               emulator, environment_missing, is_ready, require, wheels)
+from targets.arm.parts import (
+    COMPILE,
+    LLVM,
+    PLUGIN_SOURCE,
+    QEMU,
+    SITE,
+    SYSROOT_PACKAGES,
+    TOOL_PACKAGES,
+    Emulator,
+    emulator,
+    environment_missing,
+    is_ready,
+    require,
+    wheels,
+)
 from targets.arm.qemu import run_python
 from targets.cache import exclusive, staged_directory
 from targets.profile import load_profile

@@ -101,10 +101,11 @@ def test_a_table_is_learned_from_times(tmp_path, monkeypatch):
     call_ms = 0.0005
 
     def law(operator):
-        if operator.kind == "conv" and operator.groups == 1:
-            blocks = math.ceil(operator.pixels / 6) * math.ceil(operator.out_channels / 8)
-            taps = operator.kernel[0] * operator.kernel[1]
-            return 1e-5 * blocks * taps * operator.in_channels + 2e-5 * blocks + 1e-4
+        if operator.kind == "conv" and not operator.is_depthwise:
+            columns = math.ceil(operator.out_channels // operator.groups / 8)
+            blocks = operator.groups * math.ceil(operator.pixels / 6) * columns
+            depth = operator.kernel[0] * operator.kernel[1] * operator.in_channels // operator.groups
+            return 1e-5 * blocks * depth + 2e-5 * blocks + 1e-4
         return 1e-6 * operator.macs + 1e-4
 
     def times(models, profile, format, progress):
