@@ -152,8 +152,8 @@ class writing:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        number = getattr(error, "errno", None) if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _says_full(error):
             raise MissingEnvironmentError("the disk is full", where=str(self.where), why=str(error), code="DISK_FULL",
                                           fix="free some space or choose another -o; finished stages are kept, "
                                               "--resume goes on from there") from error
@@ -161,6 +161,12 @@ class writing:
             raise MissingEnvironmentError("the output directory cannot be written", where=str(self.where), why=str(error),
                                           fix="choose another -o, or make this one writable",
                                           code="OUTPUT_UNWRITABLE") from error
+
+
+def _says_full(error: BaseException | None) -> bool:
+    """safetensors and torch write files in native code and report a full disk in words of their own."""
+    return error is not None and not isinstance(error, PlanishError) and (
+        "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error))
 
 
 def _held(directory: Path) -> dict[str, Any] | None:
