@@ -54,10 +54,10 @@ class Emulator:
 def emulator() -> Emulator:
     """The places the parts belong to, whether or not they are there."""
     home = cache_root() / "arm"
-    sysroot = _part(home, "sysroot", [*SYSROOT_PACKAGES, *wheels()])
-    tools = _part(home, "tools", list(TOOL_PACKAGES))
-    plugin = _part(home, "plugin", [*COMPILE, PLUGIN_SOURCE.read_text(encoding="utf-8")])
-    return Emulator(sysroot, tools, plugin, _part(home, "pycache", [sysroot.name, tools.name]))
+    sysroot = part(home, "sysroot", [*SYSROOT_PACKAGES, *wheels()])
+    tools = part(home, "tools", list(TOOL_PACKAGES))
+    plugin = part(home, "plugin", [*COMPILE, PLUGIN_SOURCE.read_text(encoding="utf-8")])
+    return Emulator(sysroot, tools, plugin, part(home, "pycache", [sysroot.name, tools.name]))
 
 
 def is_ready() -> bool:
@@ -82,7 +82,8 @@ def wheels() -> list[str]:
                       for name in ("ai-edge-litert", "onnxruntime", "flatbuffers")]
 
 
-def _part(home: Path, name: str, made_of: list[str]) -> Path:
+def part(home: Path, name: str, made_of: list[str]) -> Path:
+    """Where the part `name` belongs that is made of `made_of`."""
     return home / f"{name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}"
 
 

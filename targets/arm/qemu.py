@@ -11,7 +11,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from targets.arm.parts import QEMU, SITE, Emulator
+from targets.arm.parts import QEMU, SITE, Emulator, part
 from targets.cache import staged_directory
 from targets.profile import Profile
 
@@ -32,16 +32,15 @@ RUNNERS = Path(__file__).parent.parent / "runners"     # where artifact.py is, w
 
 def tree(emulator: Emulator, profile: Profile) -> Path:
     """The `-L` directory of `profile`, made if need be."""
-    assert profile.core is not None
-    final = emulator.sysroot.parent / f"tree-{emulator.sysroot.name}-{profile.name}-{profile.version}"
+    cpuinfo = CPUINFO.format(features=" ".join(profile.core.features), part=profile.core.midr_part, soc=profile.soc)
+    final = part(emulator.sysroot.parent, "tree", [emulator.sysroot.name, cpuinfo])
     if not final.exists():
         with staged_directory(final) as staging:
             for entry in ("lib", "usr", "opt", "etc"):
                 if (emulator.sysroot / entry).exists():
                     (staging / entry).symlink_to(emulator.sysroot / entry)
             (staging / "proc").mkdir()
-            (staging / "proc/cpuinfo").write_text(CPUINFO.format(
-                features=" ".join(profile.core.features), part=profile.core.midr_part, soc=profile.soc))
+            (staging / "proc/cpuinfo").write_text(cpuinfo)
             cpus = staging / "sys/devices/system/cpu"
             cpus.mkdir(parents=True)
             for name in ("possible", "present", "online", "kernel_max"):
@@ -55,10 +54,12 @@ def command(emulator: Emulator, profile: Profile, arguments: list[str], *, count
     Args:
         counts: file for the counts of the blocks plugin, which is loaded only then.
     """
-    plugin = ",out=".join(str(path).replace(",", ",,") for path in (emulator.plugin / "blocks.so", counts))
+    plugin = []
+    if counts:
+        library, out = (str(path).replace(",", ",,") for path in (emulator.plugin / "blocks.so", counts))
+        plugin = ["-plugin", f"{library},out={out}"]
     return [str(emulator.tools / QEMU), "-L", str(tree(emulator, profile)), "-cpu", profile.core.qemu_cpu, "-seed", "1",
-            *(["-plugin", plugin] if counts else []), "-U", "LD_LIBRARY_PATH",
-            str(emulator.sysroot / "usr/bin/python3.11"), *arguments]
+            *plugin, "-U", "LD_LIBRARY_PATH", str(emulator.sysroot / "usr/bin/python3.11"), *arguments]
 
 
 def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str, str]:
