@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.export.artifact import Artifact
-from pipeline.search import Probe, good_enough, next_budget
+from pipeline.search import Probe, next_budget
 from pipeline.stages import Made, Stages
 from pipeline.verify.parity import Parity
 from reports.records import QualityRecord

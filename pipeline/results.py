@@ -11,7 +11,6 @@ from pipeline.fit import Candidate, FitResult
 from pipeline.package.manifest import write_bundle
 from pipeline.recipe import Recipe
 from pipeline.stages import Stages
-from pipeline.store import write_atomically
 from reports.html.render import render
 from reports.records import (
     CandidateRecord,
@@ -24,6 +23,7 @@ from reports.records import (
     RunRecord,
     TargetRecord,
 )
+from targets.cache import write_atomic
 from targets.profile import Profile
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "litert-torch", "ai-edge-litert")
@@ -108,27 +108,26 @@ def write(stages: Stages, result: FitResult, record: RunRecord) -> None:
     """`bundle/`, `report.json` and `report.html`, each whole or not at all."""
     root = stages.run.root
     write_bundle(root, record, result.final.artifacts)
-    write_atomically(root / "report.json", record.to_json())
-    write_atomically(root / "report.html", render(record))
+    write_atomic(root / "report.json", record.to_json())
+    write_atomic(root / "report.html", render(record))
 
 
 def _headline(stages: Stages, result: FitResult) -> str:
     final, original, where = result.final, result.original, stages.profile.title
     took = f"{final.milliseconds:.3g} ms on {where}"
     if result.undecided:
-        return f"Undecided: {took}, the goal of {result.goal_ms:.3g} ms lies inside the measurement's interval."
+        return f"{took}: the goal of {result.goal_ms:.3g} ms lies inside the measurement's interval."
     if not result.met:
         times = final.milliseconds / result.goal_ms
-        return (f"Not met: the closest candidate takes {took}, {times:.3g} times the {result.goal_ms:.3g} ms asked for; "
-                "nothing smaller can be planned." if final.made.result["smallest"] else
-                f"Not met: the closest candidate takes {took}, {times:.3g} times the {result.goal_ms:.3g} ms asked for.")
+        smallest = "; nothing smaller can be planned" if final.made.result["smallest"] else ""
+        return f"The closest candidate takes {took}, {times:.3g} times the {result.goal_ms:.3g} ms asked for{smallest}."
     if result.floor_kept is False:
         lost = original.quality.value_percent - final.quality.value_percent
-        return (f"Not met: the latency is met with {took}, but {lost:.2f} points of quality were lost and "
+        return (f"The latency is met with {took}, but {lost:.2f} points of quality were lost and "
                 f"{stages.recipe.max_drop_points:g} were allowed.")
     if final is original:
-        return f"Met without a change: the original takes {took}."
-    return f"Met: {took}, {original.milliseconds / final.milliseconds:.2f} times faster than the original."
+        return f"The original takes {took} as it is; nothing was changed."
+    return f"{took}, {original.milliseconds / final.milliseconds:.2f} times faster than the original."
 
 
 def _warnings(stages: Stages) -> tuple[str, ...]:

@@ -111,7 +111,7 @@ class Stages:
 
         def make(folder: Path) -> dict[str, Any]:
             self.progress(f"reading {recipe.model}")
-            first = lambda: next(self._open(recipe.data, None, None).take(2).batches(2))[0]  # noqa: E731
+            first = lambda: next(self._open(recipe.data, None, None).take(2).batches(2))[0]
             network = ingest(recipe.model, weights=recipe.weights and Path(recipe.weights), example=first)
             _require_one_tensor(network, recipe.model)
             torch.export.save(network.exported(), folder / "network.pt2")

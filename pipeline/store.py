@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from targets.cache import write_atomic
 from targets.errors import MissingEnvironmentError, PlanishError, UsageError
 
 MARK = ".stage.json"
@@ -48,7 +49,7 @@ class RunDirectory:
         with writing(root):
             root.mkdir(parents=True, exist_ok=True)
             lock = _locked(root)
-            write_atomically(root / "recipe.toml", recipe_toml)
+            write_atomic(root / "recipe.toml", recipe_toml)
         return cls(root, lock)
 
     @classmethod
@@ -122,7 +123,7 @@ class RunDirectory:
 
     def status(self, **fields: Any) -> None:
         """Replace `status.json`, what a person or a script polls."""
-        write_atomically(self.root / "status.json", json.dumps(fields, default=str) + "\n")
+        write_atomic(self.root / "status.json", json.dumps(fields, default=str) + "\n")
 
     def log(self, name: str) -> Path:
         folder = self.root / "logs"
@@ -133,13 +134,6 @@ class RunDirectory:
 def content_key(value: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 class writing:

@@ -70,7 +70,7 @@ def command(model: str | None, output: Path | None, resume: Path | None, dry_run
     from targets.profile import load_profile
 
     profile = load_profile(recipe.target)
-    if profile.kind == "emulator":
+    if profile.kind == "emulator" and not dry_run:
         from targets.arm.setup import require
 
         require()

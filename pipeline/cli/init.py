@@ -10,8 +10,9 @@ from rich.text import Text
 
 from pipeline.cli.fit import recipe_from, recipe_options
 from pipeline.cli.speaking import speaking
-from pipeline.store import write_atomically, writing
+from pipeline.store import writing
 from reports.console import Console
+from targets.cache import write_atomic
 from targets.errors import UsageError
 from targets.profile import load_profile
 
@@ -29,5 +30,5 @@ def command(model: str, output: Path, console: Console, **options: Any) -> None:
         raise UsageError("the recipe's file exists already", where=str(output), why="planish does not overwrite it",
                          fix="choose another -o, or remove the file", code="RECIPE_EXISTS")
     with writing(output):
-        write_atomically(output, recipe.to_toml())
+        write_atomic(output, recipe.to_toml())
     console.result([Text(f"{output} written; run it with: planish fit {output}")], file=str(output), recipe=recipe.model_dump())

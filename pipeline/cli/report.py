@@ -8,10 +8,11 @@ import click
 from rich.text import Text
 
 from pipeline.cli.speaking import speaking
-from pipeline.store import write_atomically, writing
+from pipeline.store import writing
 from reports.console import Console
 from reports.html.render import render
 from reports.records import read_run
+from targets.cache import write_atomic
 
 
 @click.command("report")
@@ -24,5 +25,5 @@ def command(run: Path, output: Path | None, console: Console) -> None:
     record = read_run(source)
     output = output or source.with_name("report.html")
     with writing(output):
-        write_atomically(output, render(record))
+        write_atomic(output, render(record))
     console.result([Text(f"{output} written")], file=str(output))

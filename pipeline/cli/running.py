@@ -9,16 +9,17 @@ from pipeline.fit import Candidate, fit
 from pipeline.recipe import Recipe
 from pipeline.results import candidate_record, environment, goal_record, run_record, target_record, write
 from pipeline.stages import Stages
-from pipeline.store import RunDirectory, write_atomically
+from pipeline.store import RunDirectory
 from reports.console import Console
 from reports.records import RunRecord
+from targets.cache import write_atomic
 from targets.profile import Profile
 
 
 def run_fit(run: RunDirectory, recipe: Recipe, profile: Profile, console: Console, *, command: str,
             started: datetime) -> RunRecord:
     """Run `fit` in a run directory, speaking of each stage and candidate, and write the report and the bundle."""
-    write_atomically(run.root / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    write_atomic(run.root / "environment.json", json.dumps(environment(), indent=1) + "\n")
     run.event("begin", command=command)
     with console.stage("fitting") as stage:
         def progress(text: str) -> None:

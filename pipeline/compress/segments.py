@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from pipeline.compress.algebra import LinearOperator, composed, is_layer, is_scaling, moves_padding, shape_of, takes_skip
+from pipeline.compress.algebra import (
+    composed,
+    is_layer,
+    is_scaling,
+    moves_padding,
+    shape_of,
+    takes_skip,
+)
 from pipeline.compress.linearize import RECTIFIERS
 from pipeline.compress.merge import skip_addition
 from pipeline.model.network import Network

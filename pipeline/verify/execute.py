@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -31,7 +34,8 @@ class HostRuntime:
                              fix="wrap the network so that it takes one tensor.", code="SEVERAL_INPUTS")
         self._artifact = artifact
         try:
-            self._runtime = open_artifact(artifact.path, artifact.format)
+            with _silent_stderr():
+                self._runtime = open_artifact(artifact.path, artifact.format)
         except ArtifactError as error:
             raise self._failed(error) from error
 
@@ -60,6 +64,20 @@ class HostRuntime:
                                  where=str(self._artifact.path), why=str(error),
                                  fix="export it again; if that does not help, choose another format.",
                                  code="RUN_FAILED")
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The runtimes announce their delegates from native code; on a terminal that would tear the live display."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def run_artifact(artifact: Artifact, samples: np.ndarray) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from export_networks import NETWORKS, build, exported, images, save, saved, workspace
+from export_networks import NETWORKS, build, exported, images, save, workspace
 
 from pipeline.export.artifact import Artifact
 from pipeline.export.child import STAGING_PREFIX, export
