@@ -30,8 +30,11 @@ def reestimate(module: nn.Module, batches: Iterable[Batch]) -> None:
 
     Raises `UsageError` DATA_EMPTY when no batch has two samples.
     """
-    norms = {name: part for name, part in module.named_modules()
-             if isinstance(part, _BatchNorm) and part.running_mean is not None}
+    norms = {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.running_mean is not None
+    }
     if not norms:
         return
     moments = {name: ChannelMoments() for name in norms}
@@ -40,7 +43,8 @@ def reestimate(module: nn.Module, batches: Iterable[Batch]) -> None:
     with evaluating(module), ExitStack() as restore:
         for name, part in norms.items():
             hook = part.register_forward_pre_hook(
-                lambda part, args, seen=moments[name]: seen.add(args[0].movedim(1, 0).flatten(1)))
+                lambda part, args, seen=moments[name]: seen.add(args[0].movedim(1, 0).flatten(1))
+            )
             restore.callback(hook.remove)
             restore.callback(setattr, part, "momentum", momenta[name])
             part.training, part.momentum = True, 0.0  # normalise by the batch, leave the running statistics alone
@@ -49,8 +53,13 @@ def reestimate(module: nn.Module, batches: Iterable[Batch]) -> None:
                 module(x)
                 used += 1
     if used == 0:
-        raise UsageError("there are no samples to re-estimate the batch norms with", where="batch-norm re-estimation",
-                         why="no batch holds two samples", fix="give at least a few hundred samples", code="DATA_EMPTY")
+        raise UsageError(
+            "there are no samples to re-estimate the batch norms with",
+            where="batch-norm re-estimation",
+            why="no batch holds two samples",
+            fix="give at least a few hundred samples",
+            code="DATA_EMPTY",
+        )
     for name, part in norms.items():
         seen = moments[name]
         if seen.count:  # a norm that never ran keeps what it had

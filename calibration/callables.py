@@ -43,10 +43,13 @@ class UserCallable:
 
 def _failure(reference: str, file: str | None, error: BaseException, subject: Subject) -> UsageError:
     """`where` is the deepest frame inside `file`."""
-    return UsageError(f"the {subject} callable '{reference}' raised {type(error).__name__}",
-                      where=user_line(error, file) or reference, why=str(error) or type(error).__name__,
-                      fix=f"run the callable on its own in Python, and correct it until it returns {RETURNS[subject]}",
-                      code=f"{subject.upper()}_CALLABLE")
+    return UsageError(
+        f"the {subject} callable '{reference}' raised {type(error).__name__}",
+        where=user_line(error, file) or reference,
+        why=str(error) or type(error).__name__,
+        fix=f"run the callable on its own in Python, and correct it until it returns {RETURNS[subject]}",
+        code=f"{subject.upper()}_CALLABLE",
+    )
 
 
 def user_line(error: BaseException, file: str | None) -> str | None:
@@ -69,18 +72,26 @@ def load_callable(reference: str, subject: Subject) -> UserCallable:
     if location.endswith(".py"):
         file = Path(location)
         if not file.is_file():
-            raise UsageError(f"the {subject} file '{location}' does not exist", where=reference,
-                             why=f"nothing is at {file.absolute()}", fix=_other_files(file), code=f"{subject.upper()}_MISSING")
+            raise UsageError(
+                f"the {subject} file '{location}' does not exist",
+                where=reference,
+                why=f"nothing is at {file.absolute()}",
+                fix=_other_files(file),
+                code=f"{subject.upper()}_MISSING",
+            )
         module = _run_file(reference, file, subject)
     else:
         module = _import_module(reference, location, subject)
     function = getattr(module, name, None)
     if not callable(function):
         defined = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"'{location}' has no callable named '{name}'", where=reference,
-                         why=f"it defines {', '.join(sorted(defined)) or 'no callable'}",
-                         fix=f"{nearest(name, defined)}name a function that takes no arguments and returns {RETURNS[subject]}",
-                         code=f"{subject.upper()}_CALLABLE")
+        raise UsageError(
+            f"'{location}' has no callable named '{name}'",
+            where=reference,
+            why=f"it defines {', '.join(sorted(defined)) or 'no callable'}",
+            fix=f"{nearest(name, defined)}name a function that takes no arguments and returns {RETURNS[subject]}",
+            code=f"{subject.upper()}_CALLABLE",
+        )
     return UserCallable(reference, function, getattr(module, "__file__", None), subject)
 
 
@@ -107,10 +118,16 @@ def _import_module(reference: str, name: str, subject: Subject) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise _failure(reference, None, error, subject) from error  # the module is there, one that it imports is not
-        raise UsageError(f"the Python module '{name}' was not found", where=reference, why=str(error),
-                         fix="install it, run from the folder that holds it, or name a file: path/to/file.py:callable",
-                         code=f"{subject.upper()}_MISSING") from error
+            raise _failure(
+                reference, None, error, subject
+            ) from error  # the module is there, one that it imports is not
+        raise UsageError(
+            f"the Python module '{name}' was not found",
+            where=reference,
+            why=str(error),
+            fix="install it, run from the folder that holds it, or name a file: path/to/file.py:callable",
+            code=f"{subject.upper()}_MISSING",
+        ) from error
     except (Exception, SystemExit) as error:  # anything may go wrong in user code
         raise _failure(reference, None, error, subject) from error
 

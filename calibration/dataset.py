@@ -75,14 +75,21 @@ class Samples:
         DATA_CALLABLE when a sample cannot be used.
         """
         for start in range(0, len(self), batch_size):
-            read = [self._read(index) for index in self._indices[start:start + batch_size]]
+            read = [self._read(index) for index in self._indices[start : start + batch_size]]
             x = torch.stack([x for x, _ in read])
             yield x, torch.tensor([y for _, y in read], dtype=torch.int64) if self.has_labels else None
 
     def select(self, positions: Sequence[int]) -> Samples:
         """The samples at `positions`, in that order; a permutation of `range(len(self))` shuffles."""
-        return Samples(self.name, self.shape, self.classes, self.has_labels, self._source,
-                       tuple(self._indices[position] for position in positions), self._normalization)
+        return Samples(
+            self.name,
+            self.shape,
+            self.classes,
+            self.has_labels,
+            self._source,
+            tuple(self._indices[position] for position in positions),
+            self._normalization,
+        )
 
     def take(self, count: int) -> Samples:
         """The first `count` samples, or all when there are fewer."""
@@ -95,9 +102,13 @@ class Samples:
         """
         count = round(holdout * len(self))
         if not 0 < count < len(self):
-            raise UsageError(f"{len(self)} samples cannot be split", where=self.name,
-                             why=f"holding out {holdout:.1%} leaves one side empty",
-                             fix="give more samples", code="DATA_EMPTY")
+            raise UsageError(
+                f"{len(self)} samples cannot be split",
+                where=self.name,
+                why=f"holding out {holdout:.1%} leaves one side empty",
+                fix="give more samples",
+                code="DATA_EMPTY",
+            )
         held = set(random.Random(seed).sample(range(len(self)), count))
         return (self.select([i for i in range(len(self)) if i not in held]), self.select(sorted(held)))
 
@@ -136,27 +147,45 @@ class Samples:
         if tuple(x.shape) != self.shape:
             raise _wrong_shape(self._source.where(index), tuple(x.shape), self.shape, "the other samples have")
         if (y is not None) != self.has_labels:
-            raise UsageError("some samples have labels and some have none", where=self._source.where(index),
-                             why=f"this one has {'a' if y is not None else 'no'} label, the first one differs",
-                             fix="label all samples, or none", code="DATA_LABELS")
+            raise UsageError(
+                "some samples have labels and some have none",
+                where=self._source.where(index),
+                why=f"this one has {'a' if y is not None else 'no'} label, the first one differs",
+                fix="label all samples, or none",
+                code="DATA_LABELS",
+            )
         x = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
         return (x if self._normalization is None else self._normalization(x)), y
 
     def _not_finite(self, position: int) -> UsageError:
-        return UsageError("a sample holds NaN or infinite values", where=self._source.where(self._indices[position]),
-                          why="every value must be a finite number", fix="correct or leave out that sample",
-                          code="DATA_NAN")
+        return UsageError(
+            "a sample holds NaN or infinite values",
+            where=self._source.where(self._indices[position]),
+            why="every value must be a finite number",
+            fix="correct or leave out that sample",
+            code="DATA_NAN",
+        )
 
     def _label_outside(self, position: int, label: int) -> UsageError:
         allowed = "at least 0" if self.classes is None else f"0 to {self.classes - 1}"
-        return UsageError(f"label {label} is out of range", where=self._source.where(self._indices[position]),
-                          why=f"the labels of this network are {allowed}",
-                          fix="number the classes from 0 in the order of the network's outputs", code="DATA_LABELS")
+        return UsageError(
+            f"label {label} is out of range",
+            where=self._source.where(self._indices[position]),
+            why=f"the labels of this network are {allowed}",
+            fix="number the classes from 0 in the order of the network's outputs",
+            code="DATA_LABELS",
+        )
 
 
-def open_samples(source: str | Path, *, input_shape: Sequence[int] | None = None, classes: int | None = None,
-                 limit: int | None = None, mean: Sequence[float] | None = None,
-                 std: Sequence[float] | None = None) -> Samples:
+def open_samples(
+    source: str | Path,
+    *,
+    input_shape: Sequence[int] | None = None,
+    classes: int | None = None,
+    limit: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Samples:
     """Opens the user's data.
 
     Args:
@@ -179,51 +208,79 @@ def open_samples(source: str | Path, *, input_shape: Sequence[int] | None = None
     opened, folder_classes = _open(str(source), expected, classes, limit)
     count = len(opened) if limit is None else min(limit, len(opened))
     if count == 0:
-        raise UsageError("there are no samples", where=str(source), why="the data is empty",
-                         fix="give at least a few hundred samples that look like what the network will see",
-                         code="DATA_EMPTY")
+        raise UsageError(
+            "there are no samples",
+            where=str(source),
+            why="the data is empty",
+            fix="give at least a few hundred samples that look like what the network will see",
+            code="DATA_EMPTY",
+        )
     x, y = opened.sample(0)
     if expected is not None and tuple(x.shape) != expected:
         raise _wrong_shape(opened.where(0), tuple(x.shape), expected, "the network expects")
     normalization = None
     if mean is not None or std is not None:
         normalization = _normalization(mean, std, tuple(x.shape))
-    return Samples(str(source), tuple(x.shape), classes if classes is not None else folder_classes, y is not None,
-                   opened, tuple(range(count)), normalization)
+    return Samples(
+        str(source),
+        tuple(x.shape),
+        classes if classes is not None else folder_classes,
+        y is not None,
+        opened,
+        tuple(range(count)),
+        normalization,
+    )
 
 
-def _open(source: str, shape: tuple[int, ...] | None, classes: int | None,
-          limit: int | None) -> tuple[Source, int | None]:
+def _open(
+    source: str, shape: tuple[int, ...] | None, classes: int | None, limit: int | None
+) -> tuple[Source, int | None]:
     path = Path(source)
     if path.is_dir():
         return read_folder(path, shape, classes)
     if path.suffix == ".npz" and path.is_file():
         return read_npz(path), None
     if path.exists():
-        raise UsageError("this kind of data file is not known", where=source,
-                         why=f"data is an .npz file, a folder of images or file.py:callable, not '{path.suffix}'",
-                         fix=f"write '{path}:callable'" if path.suffix == ".py" else
-                         "convert it to .npz, or load it in a function and name that: file.py:callable",
-                         code="DATA_FORMAT")
+        raise UsageError(
+            "this kind of data file is not known",
+            where=source,
+            why=f"data is an .npz file, a folder of images or file.py:callable, not '{path.suffix}'",
+            fix=f"write '{path}:callable'"
+            if path.suffix == ".py"
+            else "convert it to .npz, or load it in a function and name that: file.py:callable",
+            code="DATA_FORMAT",
+        )
     if ":" in source:
         function = load_callable(source, "data")
         return from_returned(function(), function, limit), None
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise UsageError("the data does not exist", where=source, why=f"nothing is at {path.absolute()}",
-                     fix=f"{nearest(path.name, siblings)}check the path; it is relative to the folder you run in",
-                     code="DATA_MISSING")
+    raise UsageError(
+        "the data does not exist",
+        where=source,
+        why=f"nothing is at {path.absolute()}",
+        fix=f"{nearest(path.name, siblings)}check the path; it is relative to the folder you run in",
+        code="DATA_MISSING",
+    )
 
 
 def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None, shape: tuple[int, ...]) -> Normalization:
     mean, std = tuple(mean or (0.0,)), tuple(std or (1.0,))
     if any(len(values) not in (1, shape[0]) for values in (mean, std)) or not all(value > 0 for value in std):
-        raise UsageError("mean and std do not fit the samples", where=f"mean={list(mean)} std={list(std)}",
-                         why=f"samples have {shape[0]} channels; std must be positive",
-                         fix="give one value, or one a channel", code="DATA_SHAPE")
+        raise UsageError(
+            "mean and std do not fit the samples",
+            where=f"mean={list(mean)} std={list(std)}",
+            why=f"samples have {shape[0]} channels; std must be positive",
+            fix="give one value, or one a channel",
+            code="DATA_SHAPE",
+        )
     return Normalization(mean, std)
 
 
 def _wrong_shape(where: str, seen: tuple[int, ...], expected: tuple[int, ...], who: str) -> UsageError:
-    return UsageError("a sample has the wrong shape", where=where, why=f"it is {list(seen)}; {who} {list(expected)}",
-                      fix="give all samples the shape of the network's input, without the batch dimension",
-                      code="DATA_SHAPE")
+    return UsageError(
+        "a sample has the wrong shape",
+        where=where,
+        why=f"it is {list(seen)}; {who} {list(expected)}",
+        fix="give all samples the shape of the network's input, without the batch dimension",
+        code="DATA_SHAPE",
+    )

@@ -35,8 +35,14 @@ def inputs_of(batch: Batch) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]
 
 
-def observe(module: nn.Module, names: Sequence[str], side: Literal["input", "output"], batches: Iterable[Batch],
-            observer: Observer, progress: Callable[[int], None] | None = None) -> int:
+def observe(
+    module: nn.Module,
+    names: Sequence[str],
+    side: Literal["input", "output"],
+    batches: Iterable[Batch],
+    observer: Observer,
+    progress: Callable[[int], None] | None = None,
+) -> int:
     """Runs `module` on every batch and calls `observer` with the input or the output of each named submodule.
 
     Inputs are seen before the submodule runs, so an in-place activation has not yet overwritten them.
@@ -71,8 +77,13 @@ def observe(module: nn.Module, names: Sequence[str], side: Literal["input", "out
             if progress is not None:
                 progress(seen)
     if seen == 0:
-        raise UsageError("there are no samples to calibrate with", where="calibration", why="the data gave no batch",
-                         fix="give at least a few hundred samples", code="DATA_EMPTY")
+        raise UsageError(
+            "there are no samples to calibrate with",
+            where="calibration",
+            why="the data gave no batch",
+            fix="give at least a few hundred samples",
+            code="DATA_EMPTY",
+        )
     return seen
 
 
@@ -81,9 +92,13 @@ def _resolve(module: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     resolved: dict[str, nn.Module] = {}
     for name in names:
         if name not in parts:
-            raise UsageError(f"the network has no module '{name}'", where=name,
-                             why=f"it has {len(parts) - 1} modules, none of that name",
-                             fix=f"{nearest(name, parts)}list them with `planish inspect`", code="SITE_UNKNOWN")
+            raise UsageError(
+                f"the network has no module '{name}'",
+                where=name,
+                why=f"it has {len(parts) - 1} modules, none of that name",
+                fix=f"{nearest(name, parts)}list them with `planish inspect`",
+                code="SITE_UNKNOWN",
+            )
         twin = next((other for other, part in resolved.items() if part is parts[name]), None)
         if twin is not None:
             raise _shared(name, f"it is the same object as '{twin}'")
@@ -96,10 +111,20 @@ def _check_calls(calls: dict[str, int]) -> None:
         if count > 1:
             raise _shared(name, f"it runs {count} times in one forward pass")
         if count == 0:
-            raise UsageError(f"module '{name}' does not run", where=name, why="the forward pass never reached it",
-                             fix="leave it out of the sites, or call it in forward()", code="SITE_UNUSED")
+            raise UsageError(
+                f"module '{name}' does not run",
+                where=name,
+                why="the forward pass never reached it",
+                fix="leave it out of the sites, or call it in forward()",
+                code="SITE_UNUSED",
+            )
 
 
 def _shared(name: str, why: str) -> UsageError:
-    return UsageError(f"module '{name}' stands for several sites", where=name, why=why,
-                      fix="give each place where it is used a module of its own", code="SITE_SHARED")
+    return UsageError(
+        f"module '{name}' stands for several sites",
+        where=name,
+        why=why,
+        fix="give each place where it is used a module of its own",
+        code="SITE_SHARED",
+    )

@@ -45,13 +45,21 @@ class ArraySource:
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2:
-            raise UsageError("the samples are not an array of samples", where=self.name,
-                             why=f"x has shape {list(self.x.shape)}; the first dimension counts samples",
-                             fix="give x the shape [N, channels, height, width], or [N, features]", code="DATA_FORMAT")
+            raise UsageError(
+                "the samples are not an array of samples",
+                where=self.name,
+                why=f"x has shape {list(self.x.shape)}; the first dimension counts samples",
+                fix="give x the shape [N, channels, height, width], or [N, features]",
+                code="DATA_FORMAT",
+            )
         if self.y is not None and len(self.x) != len(self.y):
-            raise UsageError("samples and labels differ in number", where=self.name,
-                             why=f"x holds {len(self.x)} samples, y holds {len(self.y)} labels",
-                             fix="write both from the same list", code="DATA_LABELS")
+            raise UsageError(
+                "samples and labels differ in number",
+                where=self.name,
+                why=f"x holds {len(self.x)} samples, y holds {len(self.y)} labels",
+                fix="write both from the same list",
+                code="DATA_LABELS",
+            )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -83,10 +91,14 @@ class SequenceSource:
 
     def _as_sample(self, x: Any, index: int) -> Tensor:
         if not isinstance(x, Tensor | np.ndarray):
-            raise UsageError("a sample is neither a tensor nor an array", where=self.where(index),
-                             why=f"it is a {type(x).__module__}.{type(x).__qualname__}",
-                             fix="return (x, label) or x, with x a float32 tensor; for PIL images apply "
-                                 "torchvision.transforms.ToTensor()", code="DATA_FORMAT")
+            raise UsageError(
+                "a sample is neither a tensor nor an array",
+                where=self.where(index),
+                why=f"it is a {type(x).__module__}.{type(x).__qualname__}",
+                fix="return (x, label) or x, with x a float32 tensor; for PIL images apply "
+                "torchvision.transforms.ToTensor()",
+                code="DATA_FORMAT",
+            )
         return as_tensor(x, self.where(index))
 
     def _as_label(self, y: Any, index: int) -> int | None:
@@ -94,8 +106,13 @@ class SequenceSource:
             return None
         label = np.asarray(y)
         if label.size != 1 or not np.issubdtype(label.dtype, np.integer):
-            raise UsageError("a label is not a class number", where=self.where(index),
-                             why=f"it is {y!r:.80}", fix="return the class as an integer", code="DATA_LABELS")
+            raise UsageError(
+                "a label is not a class number",
+                where=self.where(index),
+                why=f"it is {y!r:.80}",
+                fix="return the class as an integer",
+                code="DATA_LABELS",
+            )
         return int(label.reshape(()))
 
     def where(self, index: int) -> str:
@@ -114,10 +131,13 @@ class FolderSource:
 
     def __post_init__(self) -> None:
         if self.shape is not None and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
-            raise UsageError("the network's input is not an image", where=str(self.files[0].parent),
-                             why=f"it takes samples of shape {list(self.shape)}; images have 1 or 3 channels, height "
-                                 "and width",
-                             fix="give the samples as an .npz or as file.py:callable", code="DATA_SHAPE")
+            raise UsageError(
+                "the network's input is not an image",
+                where=str(self.files[0].parent),
+                why=f"it takes samples of shape {list(self.shape)}; images have 1 or 3 channels, height and width",
+                fix="give the samples as an .npz or as file.py:callable",
+                code="DATA_SHAPE",
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -140,8 +160,13 @@ class FolderSource:
                     raise ValueError(f"pixels of mode {opened.mode} have no known range; 8 bits a channel are expected")
                 image = opened.convert("L" if self.shape is not None and self.shape[0] == 1 else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises all of these
-            raise UsageError("an image cannot be read", where=str(file), why=str(error),
-                             fix="replace or remove the file", code="DATA_FORMAT") from error
+            raise UsageError(
+                "an image cannot be read",
+                where=str(file),
+                why=str(error),
+                fix="replace or remove the file",
+                code="DATA_FORMAT",
+            ) from error
         if self.shape is not None:
             height, width = self.shape[1:]
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
@@ -161,15 +186,22 @@ def read_folder(folder: Path, shape: tuple[int, ...] | None, classes: int | None
     if not any(_images(path) for path in class_folders):
         files = _images(folder, deep=False)
         if not files:
-            raise UsageError("the data folder holds no images", where=str(folder),
-                             why=f"no file in it or its class folders ends in {', '.join(sorted(IMAGE_SUFFIXES))}",
-                             fix="put the images in one folder a class: DATA/<class>/<image>", code="DATA_EMPTY")
+            raise UsageError(
+                "the data folder holds no images",
+                where=str(folder),
+                why=f"no file in it or its class folders ends in {', '.join(sorted(IMAGE_SUFFIXES))}",
+                fix="put the images in one folder a class: DATA/<class>/<image>",
+                code="DATA_EMPTY",
+            )
         return FolderSource(tuple(files), None, shape), None
     if classes is not None and len(class_folders) != classes:
-        raise UsageError("the class folders do not match the network's classes", where=str(folder),
-                         why=f"{len(class_folders)} folders, {classes} classes; labels are their sorted places",
-                         fix="make one folder a class (it may be empty), named to sort in the order of the outputs",
-                         code="DATA_LABELS")
+        raise UsageError(
+            "the class folders do not match the network's classes",
+            where=str(folder),
+            why=f"{len(class_folders)} folders, {classes} classes; labels are their sorted places",
+            fix="make one folder a class (it may be empty), named to sort in the order of the outputs",
+            code="DATA_LABELS",
+        )
     labelled = [(file, label) for label, path in enumerate(class_folders) for file in _images(path)]
     files, labels = zip(*labelled, strict=True)
     return FolderSource(files, labels, shape), len(class_folders)
@@ -186,9 +218,13 @@ def read_npz(file: Path) -> ArraySource:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError("the .npz file cannot be read", where=str(file), why=str(error),
-                         fix="write it again with numpy.savez_compressed(path, x=samples, y=labels), plain arrays only",
-                         code="DATA_FORMAT") from error
+        raise UsageError(
+            "the .npz file cannot be read",
+            where=str(file),
+            why=str(error),
+            fix="write it again with numpy.savez_compressed(path, x=samples, y=labels), plain arrays only",
+            code="DATA_FORMAT",
+        ) from error
     return from_arrays(arrays, str(file))
 
 
@@ -196,8 +232,13 @@ def from_arrays(arrays: Mapping[str, Any], name: str) -> ArraySource:
     """As `read_npz`, for arrays or tensors in memory."""
     key = "x" if "x" in arrays else next((candidate for candidate in arrays if candidate != "y"), None)
     if key is None:
-        raise UsageError("there is no array of samples", where=name, why=f"the arrays are {sorted(arrays) or 'none'}",
-                         fix="name the samples x and the labels y", code="DATA_FORMAT")
+        raise UsageError(
+            "there is no array of samples",
+            where=name,
+            why=f"the arrays are {sorted(arrays) or 'none'}",
+            fix="name the samples x and the labels y",
+            code="DATA_FORMAT",
+        )
     y = arrays.get("y")
     return ArraySource(name, as_tensor(arrays[key], name), None if y is None else _labels(y, name))
 
@@ -206,10 +247,13 @@ def _labels(y: Any, name: str) -> Tensor:
     """[N] int64; DATA_LABELS for anything that is not a list of whole numbers."""
     array = np.asarray(y)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise UsageError("the labels are not class numbers", where=name,
-                         why=f"y has shape {list(array.shape)} and type {array.dtype}",
-                         fix="give y the shape [N] and an integer type; for one-hot rows use y.argmax(1)",
-                         code="DATA_LABELS")
+        raise UsageError(
+            "the labels are not class numbers",
+            where=name,
+            why=f"y has shape {list(array.shape)} and type {array.dtype}",
+            fix="give y the shape [N] and an integer type; for one-hot rows use y.argmax(1)",
+            code="DATA_LABELS",
+        )
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -234,13 +278,21 @@ def from_returned(returned: Any, origin: UserCallable, limit: int | None) -> Sou
             return SequenceSource(origin, list(islice(returned, limit)))
         except Exception as error:  # anything may go wrong in user code
             raise origin.failure(error) from error
-    raise _unusable(origin, f"a {type(returned).__name__}",
-                    "return a torch Dataset, a list of (x, label), a dict or pair of arrays, or an iterator of samples")
+    raise _unusable(
+        origin,
+        f"a {type(returned).__name__}",
+        "return a torch Dataset, a list of (x, label), a dict or pair of arrays, or an iterator of samples",
+    )
 
 
 def _unusable(origin: UserCallable, what: str, fix: str) -> UsageError:
-    return UsageError(f"the data callable '{origin.reference}' returned nothing usable",
-                      where=origin.file or origin.reference, why=f"it returned {what}", fix=fix, code="DATA_CALLABLE")
+    return UsageError(
+        f"the data callable '{origin.reference}' returned nothing usable",
+        where=origin.file or origin.reference,
+        why=f"it returned {what}",
+        fix=fix,
+        code="DATA_CALLABLE",
+    )
 
 
 def as_tensor(x: Any, where: str) -> Tensor:
@@ -256,9 +308,13 @@ def as_tensor(x: Any, where: str) -> Tensor:
 
 
 def _wrong_type(dtype: str, where: str) -> UsageError:
-    return UsageError(f"samples of type {dtype} cannot be used", where=where,
-                      why="only uint8 (scaled to [0, 1]) and floating samples have a known meaning",
-                      fix="convert them to the float32 values that the network expects", code="DATA_FORMAT")
+    return UsageError(
+        f"samples of type {dtype} cannot be used",
+        where=where,
+        why="only uint8 (scaled to [0, 1]) and floating samples have a known meaning",
+        fix="convert them to the float32 values that the network expects",
+        code="DATA_FORMAT",
+    )
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -130,8 +130,11 @@ class Statistics(Mapping[str, SiteStatistics]):
     def save(self, path: str | Path) -> None:
         """One safetensors file; names and sample count are JSON in its header."""
         header = {"samples": self.samples, "sites": list(self.sites)}
-        tensors = {f"{number}.{name}": getattr(site, name).contiguous()
-                   for number, site in enumerate(self.sites.values()) for name in _TENSORS}
+        tensors = {
+            f"{number}.{name}": getattr(site, name).contiguous()
+            for number, site in enumerate(self.sites.values())
+            for name in _TENSORS
+        }
         save_file(tensors, str(path), metadata={"planish.statistics": json.dumps(header)})
 
     @classmethod
@@ -140,18 +143,36 @@ class Statistics(Mapping[str, SiteStatistics]):
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {})["planish.statistics"])
-                sites = {name: SiteStatistics(name, header["samples"],
-                                              **{key: file.get_tensor(f"{number}.{key}") for key in _TENSORS})
-                         for number, name in enumerate(header["sites"])}
+                sites = {
+                    name: SiteStatistics(
+                        name, header["samples"], **{key: file.get_tensor(f"{number}.{key}") for key in _TENSORS}
+                    )
+                    for number, name in enumerate(header["sites"])
+                }
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise UsageError("the statistics cannot be read", where=str(path), why=str(error),
-                             fix="delete the file; it is computed again from the samples",
-                             code="STATISTICS_FORMAT") from error
+            raise UsageError(
+                "the statistics cannot be read",
+                where=str(path),
+                why=str(error),
+                fix="delete the file; it is computed again from the samples",
+                code="STATISTICS_FORMAT",
+            ) from error
         return cls(sites, header["samples"])
 
 
-_TENSORS = ("on", "off", "zero", "saturated", "mean", "variance", "phi_mean", "phi_variance", "covariance",
-            "minimum", "maximum")
+_TENSORS = (
+    "on",
+    "off",
+    "zero",
+    "saturated",
+    "mean",
+    "variance",
+    "phi_mean",
+    "phi_variance",
+    "covariance",
+    "minimum",
+    "maximum",
+)
 
 
 @dataclass
@@ -167,14 +188,21 @@ class _Accumulator:
         """z, phi: [neurons, N]."""
         low, high = z.amin(1).double(), z.amax(1).double()
         if not (low.isfinite().all() and high.isfinite().all()):
-            raise UsageError(f"activation '{site}' receives NaN or infinite values", where=site,
-                             why="the network overflows or divides by zero on these samples",
-                             fix="check the weights, and the scale of the samples (uint8 becomes [0, 1])",
-                             code="SITE_NOT_FINITE")
+            raise UsageError(
+                f"activation '{site}' receives NaN or infinite values",
+                where=site,
+                why="the network overflows or divides by zero on these samples",
+                fix="check the weights, and the scale of the samples (uint8 becomes [0, 1])",
+                code="SITE_NOT_FINITE",
+            )
         if self.minimum is not None and len(self.minimum) != len(low):
-            raise UsageError(f"activation '{site}' changes its width", where=site,
-                             why=f"{len(self.minimum)} neurons in one batch, {len(low)} in another",
-                             fix="give samples of one size, or name the dimension of the channels", code="SITE_SHAPE")
+            raise UsageError(
+                f"activation '{site}' changes its width",
+                where=site,
+                why=f"{len(self.minimum)} neurons in one batch, {len(low)} in another",
+                fix="give samples of one size, or name the dimension of the channels",
+                code="SITE_SHAPE",
+            )
         on, off = (z > 0).sum(1), (z < 0).sum(1)
         saturated = torch.zeros_like(on) if math.isinf(upper) else (z >= upper).sum(1)
         self.counts = self.counts + torch.stack([on, off, z.shape[1] - on - off, saturated])
@@ -186,13 +214,32 @@ class _Accumulator:
         variance, covariance, phi_variance = self.moments.covariance
         mean, phi_mean = self.moments.mean
         on, off, zero, saturated = self.counts
-        return SiteStatistics(site, samples, on, off, zero, saturated, mean, variance, phi_mean, phi_variance,
-                              covariance, self.minimum, self.maximum)
+        return SiteStatistics(
+            site,
+            samples,
+            on,
+            off,
+            zero,
+            saturated,
+            mean,
+            variance,
+            phi_mean,
+            phi_variance,
+            covariance,
+            self.minimum,
+            self.maximum,
+        )
 
 
-def collect(module: nn.Module, sites: Sequence[str], batches: Iterable[Batch], *,
-            channel_dims: Mapping[str, int] | None = None, pool: Pool = "space",
-            progress: Callable[[int], None] | None = None) -> Statistics:
+def collect(
+    module: nn.Module,
+    sites: Sequence[str],
+    batches: Iterable[Batch],
+    *,
+    channel_dims: Mapping[str, int] | None = None,
+    pool: Pool = "space",
+    progress: Callable[[int], None] | None = None,
+) -> Statistics:
     """Runs `module` on `batches` in eval mode and returns the statistics of the activation modules `sites`.
 
     Given the same pre-activations, counts and entropies are the same bit for bit however samples are ordered and
@@ -229,8 +276,9 @@ class LayerMoments(NamedTuple):
     count: int
 
 
-def output_covariance(module: nn.Module, layers: Sequence[str], batches: Iterable[Batch], *,
-                      progress: Callable[[int], None] | None = None) -> dict[str, LayerMoments]:
+def output_covariance(
+    module: nn.Module, layers: Sequence[str], batches: Iterable[Batch], *, progress: Callable[[int], None] | None = None
+) -> dict[str, LayerMoments]:
     """Mean and covariance over samples and positions of the outputs of conv (dimension 1) and linear (last) layers.
 
     Streamed in float64, in eval mode; arguments and errors as for `collect`.

@@ -14,8 +14,17 @@ from targets.cost import CostTable
 
 def layer_rows(network: Network, costs: CostTable) -> list[dict[str, Any]]:
     """One row for every operator that the runtime will execute; the fields are those of `LayerRecord`."""
-    return [{"name": row.name, "kind": row.operator.kind, "description": row.description, "parameters": row.parameters,
-             "macs": row.macs, "predicted_ms": costs.milliseconds(row.operator)} for row in operators(network)]
+    return [
+        {
+            "name": row.name,
+            "kind": row.operator.kind,
+            "description": row.description,
+            "parameters": row.parameters,
+            "macs": row.macs,
+            "predicted_ms": costs.milliseconds(row.operator),
+        }
+        for row in operators(network)
+    ]
 
 
 def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
@@ -24,8 +33,13 @@ def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
     truncations = iter(plan.truncations)
     rows = []
     for edit in plan.edits:
-        row: dict[str, Any] = {"kind": edit.kind, "site": edit.site, "predicted_saving_ms": None, "damage": None,
-                               "entropy_bits": None}
+        row: dict[str, Any] = {
+            "kind": edit.kind,
+            "site": edit.site,
+            "predicted_saving_ms": None,
+            "damage": None,
+            "entropy_bits": None,
+        }
         if edit.kind == "linearize":
             row["entropy_bits"] = statistics[edit.site].entropy()
             row["summary"] = "the activation becomes its best affine fit, one scale and shift a channel"

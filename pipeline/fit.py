@@ -52,31 +52,48 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
     """Run the loop. `told` hears of every candidate as soon as it is judged."""
     recipe = stages.recipe
     primary, every = recipe.formats[:1], recipe.formats
-    stages.data  # bad data ends the run before any work is done on it
+    stages.check_data()
     original = _candidate(stages, 0, stages.original(), every)
     goal_ms = recipe.latency_ms(original.milliseconds)
     original.verdict = _judge(stages, original, goal_ms)
     told(original, goal_ms)
     probes = [Probe(original.made.result["predicted_ms"], original.milliseconds, original.verdict == "met")]
     candidates: list[Candidate] = []
-    while (budget_ms := next_budget(probes, goal_ms, recipe.tolerance)) is not None and len(candidates) < recipe.max_probes:
+    while (budget_ms := next_budget(probes, goal_ms, recipe.tolerance)) is not None and len(
+        candidates
+    ) < recipe.max_probes:
         made = stages.compressed(len(candidates) + 1, budget_ms)
         if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
             break  # the same plan again: nothing lies between
         candidate = _candidate(stages, len(candidates) + 1, made, primary)
         candidate.verdict = _judge(stages, candidate, goal_ms)
         candidates.append(candidate)
-        probes.append(Probe(made.result["predicted_ms"], candidate.milliseconds, candidate.verdict == "met",
-                            made.result["smallest"]))
+        probes.append(
+            Probe(
+                made.result["predicted_ms"], candidate.milliseconds, candidate.verdict == "met", made.result["smallest"]
+            )
+        )
         told(candidate, goal_ms)
     final = _finish(stages, original, candidates, goal_ms, told)
-    return FitResult(goal_ms, original, candidates, final, final.verdict == "met", final.verdict == "undecided",
-                     _floor_kept(stages, original, final))
+    return FitResult(
+        goal_ms,
+        original,
+        candidates,
+        final,
+        final.verdict == "met",
+        final.verdict == "undecided",
+        _floor_kept(stages, original, final),
+    )
 
 
-def _finish(stages: Stages, original: Candidate, candidates: list[Candidate], goal_ms: float,
-            told: Callable[[Candidate, float], None]) -> Candidate:
-    """Recover the slowest candidate that met the goal, or the fastest when none did, and judge the artifacts it gives."""
+def _finish(
+    stages: Stages,
+    original: Candidate,
+    candidates: list[Candidate],
+    goal_ms: float,
+    told: Callable[[Candidate, float], None],
+) -> Candidate:
+    """Recover the slowest candidate that met the goal, or the fastest when none did, and judge its artifacts."""
     if original.verdict == "met" or not candidates:
         return original
     met = [candidate for candidate in candidates if candidate.verdict == "met"]

@@ -33,10 +33,20 @@ def _split(text: str, option: str, units: list[str], example: str, *, zero: bool
     if match is None or match[2] not in units:
         why = "it has no unit" if match is not None and not match[2] else "planish cannot read it"
         known = ", ".join(unit for unit in units if unit.isascii())
-        raise UsageError(f"'{text}' is not a value for {option}", where=f"{option} {text}", code=f"{code}_UNIT",
-                         why=f"{why}; the units are {known}", fix=f"write the unit with the number, like {option} {example}")
+        raise UsageError(
+            f"'{text}' is not a value for {option}",
+            where=f"{option} {text}",
+            code=f"{code}_UNIT",
+            why=f"{why}; the units are {known}",
+            fix=f"write the unit with the number, like {option} {example}",
+        )
     value = float(match[1])
     if value < 0 or (value == 0 and not zero):
-        raise UsageError(f"'{text}' is not a value for {option}", where=f"{option} {text}", code=f"{code}_VALUE",
-                         why="it must be greater than zero", fix=f"give a positive value, like {option} {example}")
+        raise UsageError(
+            f"'{text}' is not a value for {option}",
+            where=f"{option} {text}",
+            code=f"{code}_VALUE",
+            why="it must be greater than zero",
+            fix=f"give a positive value, like {option} {example}",
+        )
     return value, match[2]

@@ -89,7 +89,11 @@ class Recipe(BaseModel):
 
     def to_toml(self) -> str:
         """The recipe as a `planish.toml`, every default spelled out; None is left out, TOML has no such value."""
-        rows = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.model_dump().items() if value is not None]
+        rows = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}"
+            for key, value in self.model_dump().items()
+            if value is not None
+        ]
         return "\n".join(rows) + "\n"
 
 
@@ -107,11 +111,21 @@ def read_recipe(path: Path) -> Recipe:
     try:
         data = tomllib.loads(path.read_text())
     except OSError as error:
-        raise UsageError("the recipe cannot be read", where=str(path), why=error.strerror or str(error),
-                         fix="check the path, or write one with `planish init`", code="RECIPE_MISSING") from error
+        raise UsageError(
+            "the recipe cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix="check the path, or write one with `planish init`",
+            code="RECIPE_MISSING",
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError("the recipe is not TOML", where=str(path), why=str(error), code="RECIPE_SYNTAX",
-                         fix="correct that line; strings are in double quotes") from error
+        raise UsageError(
+            "the recipe is not TOML",
+            where=str(path),
+            why=str(error),
+            code="RECIPE_SYNTAX",
+            fix="correct that line; strings are in double quotes",
+        ) from error
     return _checked(data, str(path))
 
 
@@ -122,6 +136,12 @@ def _checked(data: dict[str, object], where: str) -> Recipe:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         hint = nearest(key, Recipe.model_fields) if first["type"] == "extra_forbidden" else ""
-        raise UsageError(f"the recipe's '{key}' cannot be used", where=f"{where}, {key}", why=first["msg"],
-                         fix=f"{hint}the keys are {', '.join(Recipe.model_fields)}" if hint or first["type"] in ("missing", "extra_forbidden")
-                         else f"correct the value of '{key}'", code="RECIPE_FIELD") from error
+        raise UsageError(
+            f"the recipe's '{key}' cannot be used",
+            where=f"{where}, {key}",
+            why=first["msg"],
+            fix=f"{hint}the keys are {', '.join(Recipe.model_fields)}"
+            if hint or first["type"] in ("missing", "extra_forbidden")
+            else f"correct the value of '{key}'",
+            code="RECIPE_FIELD",
+        ) from error

@@ -31,8 +31,11 @@ TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "litert-torch"
 
 def environment() -> dict[str, str]:
     """Versions of everything that takes part in a run."""
-    found = {"planish": importlib.metadata.version("planish"), "python": platform.python_version(),
-             "system": f"{platform.system()} {platform.machine()}"}
+    found = {
+        "planish": importlib.metadata.version("planish"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     for tool in TOOLS:
         try:
             found[tool] = importlib.metadata.version(tool)
@@ -49,41 +52,76 @@ def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None
         reasons.append(f"candidate {candidate.recovered_from} after recovery")
     names = [name for name in stages.run.root.glob(f"{candidate.made.folder}/*") if name.is_dir()]
     return CandidateRecord(
-        index=candidate.index, budget_ms=made["budget_ms"], predicted_ms=made["predicted_ms"],
+        index=candidate.index,
+        budget_ms=made["budget_ms"],
+        predicted_ms=made["predicted_ms"],
         edits=tuple(EditRecord(**row) for row in made["edits"]),
         rejected=tuple(RejectedRecord(**row) for row in made["rejected"]),
-        layers=tuple(LayerRecord(**row) for row in made["layers"]), parameters=made["parameters"],
+        layers=tuple(LayerRecord(**row) for row in made["layers"]),
+        parameters=made["parameters"],
         macs=sum(row["macs"] for row in made["layers"]),
-        parity=tuple(_parity(artifact.format, parity) for artifact, parity in zip(candidate.artifacts, candidate.parity)),
+        parity=tuple(
+            _parity(artifact.format, parity) for artifact, parity in zip(candidate.artifacts, candidate.parity)
+        ),
         measurements=tuple(
             MeasurementRecord(
-                format=m.format, target=m.target, runner=m.runner, runtime=m.runtime, n=m.n, median_ms=m.median_ms,
-                p90_ms=m.p90_ms, low_ms=m.low_ms, high_ms=m.high_ms, instructions=m.instructions, cycles=m.cycles,
-                artifact_sha256=m.artifact_sha256, bytes=artifact.bytes,
+                format=m.format,
+                target=m.target,
+                runner=m.runner,
+                runtime=m.runtime,
+                n=m.n,
+                median_ms=m.median_ms,
+                p90_ms=m.p90_ms,
+                low_ms=m.low_ms,
+                high_ms=m.high_ms,
+                instructions=m.instructions,
+                cycles=m.cycles,
+                artifact_sha256=m.artifact_sha256,
+                bytes=artifact.bytes,
                 file=artifact.path.relative_to(stages.run.root).as_posix(),
-                confidence_percent=95.0 if m.runner == "host" else None)
-            for m, artifact in zip(candidate.measurements, candidate.artifacts, strict=True)),
-        quality=candidate.quality, verdict="base" if original else candidate.verdict,
+                confidence_percent=95.0 if m.runner == "host" else None,
+            )
+            for m, artifact in zip(candidate.measurements, candidate.artifacts, strict=True)
+        ),
+        quality=candidate.quality,
+        verdict="base" if original else candidate.verdict,
         margin_percent=None if goal_ms is None else 100 * (candidate.milliseconds / goal_ms - 1),
         reasons=tuple(reasons),
-        seconds={name.name: stages.run.seconds(f"{candidate.made.folder}/{name.name}") for name in sorted(names)})
+        seconds={name.name: stages.run.seconds(f"{candidate.made.folder}/{name.name}") for name in sorted(names)},
+    )
 
 
 def _parity(format: str, parity) -> ParityRecord:
     worst = max(parity.outputs, key=lambda output: output.relative_rmse)
-    return ParityRecord(format=format, passed=parity.passed, samples=parity.samples, relative_rmse=worst.relative_rmse,
-                        max_abs=worst.max_abs, top1_agreement=worst.top1_agreement)
+    return ParityRecord(
+        format=format,
+        passed=parity.passed,
+        samples=parity.samples,
+        relative_rmse=worst.relative_rmse,
+        max_abs=worst.max_abs,
+        top1_agreement=worst.top1_agreement,
+    )
 
 
 def goal_record(recipe: Recipe, goal_ms: float) -> GoalRecord:
-    return GoalRecord(latency_ms=goal_ms, max_drop_points=recipe.max_drop_points, formats=tuple(recipe.formats),
-                      primary_format=recipe.formats[0])
+    return GoalRecord(
+        latency_ms=goal_ms,
+        max_drop_points=recipe.max_drop_points,
+        formats=tuple(recipe.formats),
+        primary_format=recipe.formats[0],
+    )
 
 
 def target_record(profile: Profile) -> TargetRecord:
     core = profile.core
-    return TargetRecord(name=profile.name, title=profile.title, core=core.name if core else platform.machine(),
-                        clock_ghz=core.clock_ghz if core else None, kind=profile.kind, profile_version=profile.version)
+    return TargetRecord(
+        name=profile.name,
+        title=profile.title,
+        core=core.name if core else platform.machine(),
+        clock_ghz=core.clock_ghz if core else None,
+        kind=profile.kind,
+        profile_version=profile.version,
+    )
 
 
 def run_record(stages: Stages, result: FitResult, *, command: str, started: datetime, finished: datetime) -> RunRecord:
@@ -93,15 +131,28 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
     verdict = "met" if met else "undecided" if result.undecided else "not-met"
     directory = stages.run.root
     return RunRecord(
-        planish_version=importlib.metadata.version("planish"), name=directory.name, model=recipe.model, data=recipe.data,
-        target=target_record(stages.profile), goal=goal_record(recipe, result.goal_ms), verdict=verdict,
-        exit_code={"met": 0, "undecided": 5, "not-met": 3}[verdict], headline=_headline(stages, result),
+        planish_version=importlib.metadata.version("planish"),
+        name=directory.name,
+        model=recipe.model,
+        data=recipe.data,
+        target=target_record(stages.profile),
+        goal=goal_record(recipe, result.goal_ms),
+        verdict=verdict,
+        exit_code={"met": 0, "undecided": 5, "not-met": 3}[verdict],
+        headline=_headline(stages, result),
         base=candidate_record(stages, result.original, result.goal_ms),
         candidates=tuple(candidate_record(stages, c, result.goal_ms) for c in result.probes),
-        winner=final.index if met else None, best=None if met else final.index, environment=environment(),
-        started=started, finished=finished, seconds=(finished - started).total_seconds(), command=command,
-        reproduce=(command, f"planish fit --resume {directory}"), warnings=_warnings(stages),
-        next_command=f"planish measure {_relative(final.artifacts[0].path)} --target {stages.profile.name} --data {recipe.data}")
+        winner=final.index if met else None,
+        best=None if met else final.index,
+        environment=environment(),
+        started=started,
+        finished=finished,
+        seconds=(finished - started).total_seconds(),
+        command=command,
+        reproduce=(f"planish fit {directory / 'recipe.toml'} -o {directory}-again", f"planish fit --resume {directory}"),
+        warnings=_warnings(stages),
+        next_command=f"planish measure {_relative(final.artifacts[0].path)} --target host --data {recipe.data}",
+    )
 
 
 def write(stages: Stages, result: FitResult, record: RunRecord) -> None:
@@ -123,8 +174,10 @@ def _headline(stages: Stages, result: FitResult) -> str:
         return f"The closest candidate takes {took}, {times:.3g} times the {result.goal_ms:.3g} ms asked for{smallest}."
     if result.floor_kept is False:
         lost = original.quality.value_percent - final.quality.value_percent
-        return (f"The latency is met with {took}, but {lost:.2f} points of quality were lost and "
-                f"{stages.recipe.max_drop_points:g} were allowed.")
+        return (
+            f"The latency is met with {took}, but {lost:.2f} points of quality were lost and "
+            f"{stages.recipe.max_drop_points:g} were allowed."
+        )
     if final is original:
         return f"The original takes {took} as it is; nothing was changed."
     return f"{took}, {original.milliseconds / final.milliseconds:.2f} times faster than the original."

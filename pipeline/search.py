@@ -48,9 +48,20 @@ def next_budget(probes: Sequence[Probe], goal_ms: float, tolerance: float) -> fl
     aim = goal_ms * (1 - tolerance / 3)
     slow = min(above, key=lambda probe: probe.predicted_ms)
     if not met:
-        return min(aim * slow.predicted_ms / slow.measured_ms, 0.98 * slow.predicted_ms)
+        return _extrapolated(sorted(above, key=lambda probe: probe.predicted_ms), aim)
     fast = max(met, key=lambda probe: probe.predicted_ms)
     if fast.predicted_ms >= slow.predicted_ms:
         return None  # a larger plan met and a smaller one did not: the prediction has nothing more to say
     share = (aim - fast.measured_ms) / max(slow.measured_ms - fast.measured_ms, 1e-12)
     return fast.predicted_ms + min(max(share, 0.1), 0.9) * (slow.predicted_ms - fast.predicted_ms)
+
+
+def _extrapolated(above: Sequence[Probe], aim_ms: float) -> float:
+    """The budget at which the line through the two fastest probes meets the aim; one probe alone is scaled."""
+    fastest = above[0]
+    budget = aim_ms * fastest.predicted_ms / fastest.measured_ms
+    if len(above) > 1:
+        run, rise = above[1].predicted_ms - fastest.predicted_ms, above[1].measured_ms - fastest.measured_ms
+        if run > 0 and rise > 0:
+            budget = fastest.predicted_ms - (fastest.measured_ms - aim_ms) * run / rise
+    return max(min(budget, 0.98 * fastest.predicted_ms), 0.0)

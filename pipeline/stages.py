@@ -62,14 +62,18 @@ class Made:
 class Stages:
     """All stages of one run. `progress` receives what a person would want to hear while waiting."""
 
-    def __init__(self, run_directory: RunDirectory, recipe: Recipe, profile: Profile,
-                 progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, run_directory: RunDirectory, recipe: Recipe, profile: Profile, progress: Callable[[str], None]
+    ) -> None:
         self.run, self.recipe, self.profile, self.progress = run_directory, recipe, profile, progress
 
     # Data ------------------------------------------------------------------------------------------------------
 
     def _open(self, source: str, shape: tuple[int, ...] | None, classes: int | None) -> Samples:
         return open_samples(source, input_shape=shape, classes=classes, mean=self.recipe.mean, std=self.recipe.std)
+
+    def _two_samples(self) -> Tensor:
+        return next(self._open(self.recipe.data, None, None).take(2).batches(2))[0]
 
     @cached_property
     def data(self) -> Samples:
@@ -85,6 +89,10 @@ class Stages:
         test = self._open(self.recipe.test, self.base.input_shape, self.classes)
         test.validate()
         return self.data, test
+
+    def check_data(self) -> None:
+        """Read all data once; bad data ends the run before any work is done on it."""
+        self._split  # noqa: B018
 
     @property
     def training(self) -> Samples:
@@ -111,14 +119,21 @@ class Stages:
 
         def make(folder: Path) -> dict[str, Any]:
             self.progress(f"reading {recipe.model}")
-            first = lambda: next(self._open(recipe.data, None, None).take(2).batches(2))[0]
-            network = ingest(recipe.model, weights=recipe.weights and Path(recipe.weights), example=first)
+            network = ingest(recipe.model, weights=recipe.weights and Path(recipe.weights), example=self._two_samples)
             _require_one_tensor(network, recipe.model)
             torch.export.save(network.exported(), folder / "network.pt2")
             return {}
 
-        self.run.stage("base", {"model": recipe.model, "model_file": _digest(recipe.model.rpartition(":")[0] or recipe.model),
-                                "weights": recipe.weights and _digest(recipe.weights), "torch": torch.__version__}, make)
+        self.run.stage(
+            "base",
+            {
+                "model": recipe.model,
+                "model_file": _digest(recipe.model.rpartition(":")[0] or recipe.model),
+                "weights": recipe.weights and _digest(recipe.weights),
+                "torch": torch.__version__,
+            },
+            make,
+        )
         return ingest(str(self.run.root / "base" / "network.pt2"))
 
     @cached_property
@@ -136,8 +151,9 @@ class Stages:
     def statistics(self) -> Statistics:
         def make(folder: Path) -> dict[str, Any]:
             self.progress(f"entropy of {len(sites(self.base))} activations on {len(self.calibration)} samples")
-            found = collect(self.base.graph, sites(self.base), self.calibration.batches(BATCH),
-                            channel_dims=channel_dims(self.base))
+            found = collect(
+                self.base.graph, sites(self.base), self.calibration.batches(BATCH), channel_dims=channel_dims(self.base)
+            )
             found.save(folder / "statistics.safetensors")
             return {site: found[site].entropy() for site in found}
 
@@ -154,48 +170,92 @@ class Stages:
 
     @property
     def _about_base(self) -> dict[str, Any]:
-        return {"base": self.base.fingerprint(), "calibration": self.calibration.fingerprint, "torch": torch.__version__}
+        return {
+            "base": self.base.fingerprint(),
+            "calibration": self.calibration.fingerprint,
+            "torch": torch.__version__,
+        }
 
     def original(self) -> Made:
         """Candidate 00: the network as the user gave it."""
+
         def make(folder: Path) -> dict[str, Any]:
-            return self._keep(folder, self.base, {"layers": layer_rows(self.base, self.costs), "edits": [], "rejected": [],
-                                                  "predicted_ms": sum(row["predicted_ms"] for row in layer_rows(self.base, self.costs)),
-                                                  "budget_ms": None, "smallest": False, "damage": 0.0})
+            return self._keep(
+                folder,
+                self.base,
+                {
+                    "layers": layer_rows(self.base, self.costs),
+                    "edits": [],
+                    "rejected": [],
+                    "predicted_ms": sum(row["predicted_ms"] for row in layer_rows(self.base, self.costs)),
+                    "budget_ms": None,
+                    "smallest": False,
+                    "damage": 0.0,
+                },
+            )
 
         return self._made("candidates/00", {**self._about_base, "costs": self.costs.source}, make)
 
     def compressed(self, index: int, budget_ms: float) -> Made:
         """Plan for a predicted budget, apply the edits, re-estimate norms."""
+
         def make(folder: Path) -> dict[str, Any]:
             chosen: Plan = plan(self.analysis, budget_ms)
             self.progress(f"applying {len(chosen.edits)} edits")
             network = replay(self.base, chosen.edits)
             reestimate(network.graph, self.calibration.batches(BATCH))
-            return self._keep(folder, network, {
-                "layers": layer_rows(network, self.costs), "edits": edit_rows(chosen, self.statistics),
-                "rejected": rejected_rows(self.analysis), "predicted_ms": chosen.predicted_ms, "budget_ms": budget_ms,
-                "smallest": not chosen.reachable, "damage": chosen.damage})
+            return self._keep(
+                folder,
+                network,
+                {
+                    "layers": layer_rows(network, self.costs),
+                    "edits": edit_rows(chosen, self.statistics),
+                    "rejected": rejected_rows(self.analysis),
+                    "predicted_ms": chosen.predicted_ms,
+                    "budget_ms": budget_ms,
+                    "smallest": not chosen.reachable,
+                    "damage": chosen.damage,
+                },
+            )
 
-        return self._made(f"candidates/{index:02d}", {**self._about_base, "costs": self.costs.source,
-                                                      "budget_ms": budget_ms}, make)
+        return self._made(
+            f"candidates/{index:02d}", {**self._about_base, "costs": self.costs.source, "budget_ms": budget_ms}, make
+        )
 
     def recovered(self, index: int, source: Made) -> Made:
         """The network of `source`, taught by the original on the training samples."""
-        settings = Recovery(self.recipe.recover_steps, self.recipe.recover_batch, self.recipe.recover_rate,
-                            mixup=self.recipe.mixup, seed=self.recipe.seed)
-        inputs = {"from": source.result["weights_sha256"], "settings": asdict(settings), "torch": torch.__version__,
-                  "base": self.base.fingerprint(), "training": self.training.fingerprint}
+        settings = Recovery(
+            self.recipe.recover_steps,
+            self.recipe.recover_batch,
+            self.recipe.recover_rate,
+            mixup=self.recipe.mixup,
+            seed=self.recipe.seed,
+        )
+        inputs = {
+            "from": source.result["weights_sha256"],
+            "settings": asdict(settings),
+            "torch": torch.__version__,
+            "base": self.base.fingerprint(),
+            "training": self.training.fingerprint,
+        }
 
         def make(folder: Path) -> dict[str, Any]:
             def tell(step: int, loss: float) -> None:
                 self.progress(f"recovery: step {step} of {settings.steps}, loss {loss:.4f}")
 
             checkpoint = self.run.scratch(hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16])
-            network = recover(self.load(source), self.base, self.training, settings, checkpoint=checkpoint, progress=tell)
-            row = {"kind": "recover", "site": "the whole network", "predicted_saving_ms": None, "damage": None,
-                   "entropy_bits": None, "summary": f"{settings.steps} steps of distillation from the original"
-                                                    f"{', labels used' if self.training.has_labels else ', no labels'}"}
+            network = recover(
+                self.load(source), self.base, self.training, settings, checkpoint=checkpoint, progress=tell
+            )
+            row = {
+                "kind": "recover",
+                "site": "the whole network",
+                "predicted_saving_ms": None,
+                "damage": None,
+                "entropy_bits": None,
+                "summary": f"{settings.steps} steps of distillation from the original"
+                f"{', labels used' if self.training.has_labels else ', no labels'}",
+            }
             return self._keep(folder, network, {**source.result, "edits": [*source.result["edits"], row]})
 
         made = self._made(f"candidates/{index:02d}", inputs, make)
@@ -215,21 +275,37 @@ class Stages:
         network.save_weights(folder / "weights.safetensors")
         torch.export.save(network.exported(), folder / "network.pt2")
         (folder / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
-        return {**result, "parameters": network.parameters(), "weights_sha256": sha256_of(folder / "weights.safetensors")}
+        return {
+            **result,
+            "parameters": network.parameters(),
+            "weights_sha256": sha256_of(folder / "weights.safetensors"),
+        }
 
     # Artifacts -------------------------------------------------------------------------------------------------
 
     def exported(self, made: Made, format: str) -> tuple[Artifact, Parity]:
         """Export one format and check it against the network on real samples; no artifact is kept that fails."""
-        inputs = {"weights": made.result["weights_sha256"], "edits": made.result["edits"], "base": self.base.fingerprint(),
-                  "format": format, "channels_last": self.recipe.channels_last, "samples": self.test.fingerprint}
+        inputs = {
+            "weights": made.result["weights_sha256"],
+            "edits": made.result["edits"],
+            "base": self.base.fingerprint(),
+            "format": format,
+            "channels_last": self.recipe.channels_last,
+            "samples": self.test.fingerprint,
+        }
         name = f"{made.folder}/{format}"
 
         def make(folder: Path) -> dict[str, Any]:
             self.progress(f"exporting {format}")
-            artifact = export(self.run.root / made.folder / "network" / "network.pt2", format=format, directory=folder,
-                              channels_last=self.recipe.channels_last, input_range=self.input_range,
-                              log=self.run.log(name.replace("/", "-")), progress=self.progress)
+            artifact = export(
+                self.run.root / made.folder / "network" / "network.pt2",
+                format=format,
+                directory=folder,
+                channels_last=self.recipe.channels_last,
+                input_range=self.input_range,
+                log=self.run.log(name.replace("/", "-")),
+                progress=self.progress,
+            )
             self.progress(f"checking {format} against the network on {min(PARITY_SAMPLES, len(self.test))} samples")
             samples = next(self.test.take(PARITY_SAMPLES).batches(PARITY_SAMPLES))[0]
             parity = check(artifact, [run(self.load(made), [samples]).numpy()], samples.numpy())
@@ -242,8 +318,11 @@ class Stages:
 
     def measured(self, made: Made, artifacts: list[Artifact], budget_s: float) -> list[Measurement]:
         """Time artifacts of one candidate on the target."""
-        inputs = {"artifacts": [artifact.sha256 for artifact in artifacts], "profile": self.profile.version,
-                  "budget_s": budget_s}
+        inputs = {
+            "artifacts": [artifact.sha256 for artifact in artifacts],
+            "profile": self.profile.version,
+            "budget_s": budget_s,
+        }
         name = f"{made.folder}/{self.profile.name}-{'-'.join(artifact.format for artifact in artifacts)}"
 
         def make(folder: Path) -> list[Any]:
@@ -251,7 +330,10 @@ class Stages:
             jobs = []
             for artifact in artifacts:
                 sample = next(self.test.take(MEASURED_SAMPLES).batches(MEASURED_SAMPLES))[0].numpy()
-                np.savez(folder / f"{artifact.format}-input.npz", x=np.ascontiguousarray(to_layout(sample, artifact.inputs[0])))
+                np.savez(
+                    folder / f"{artifact.format}-input.npz",
+                    x=np.ascontiguousarray(to_layout(sample, artifact.inputs[0])),
+                )
                 jobs.append((artifact.path, artifact.format, folder / f"{artifact.format}-input.npz"))
             found = measure_many(jobs, profile=self.profile, progress=self.progress, budget_s=budget_s)
             with (folder / "samples.csv").open("w", newline="") as file:
@@ -270,8 +352,12 @@ class Stages:
 
         Of the artifact on the host's runtime where one is given, else of the network in PyTorch.
         """
-        inputs = {"weights": made.result["weights_sha256"], "test": self.test.fingerprint,
-                  "artifact": artifact and artifact.sha256, "base": self.base.fingerprint()}
+        inputs = {
+            "weights": made.result["weights_sha256"],
+            "test": self.test.fingerprint,
+            "artifact": artifact and artifact.sha256,
+            "base": self.base.fingerprint(),
+        }
 
         def make(_: Path) -> dict[str, Any]:
             self.progress(f"judging quality on {len(self.test)} test samples")
@@ -280,8 +366,12 @@ class Stages:
             else:
                 answers = predictions(artifact, (x.numpy() for x, _ in self.test.batches(BATCH)))
             right = int((answers.argmax(1) == self._truth).sum())
-            record = QualityRecord.of_counts("top-1" if self.test.has_labels else "agreement with the original", right,
-                                             len(self.test), "network" if artifact is None else "artifact")
+            record = QualityRecord.of_counts(
+                "top-1" if self.test.has_labels else "agreement with the original",
+                right,
+                len(self.test),
+                "network" if artifact is None else "artifact",
+            )
             return record.model_dump(mode="json")
 
         name = f"{made.folder}/quality-{'network' if artifact is None else artifact.format}"
@@ -299,9 +389,13 @@ def _require_one_tensor(network: Network, model: str) -> None:
     with torch.no_grad():
         output = network(*network.example)
     if len(network.example) != 1 or not isinstance(output, Tensor):
-        raise UsageError("planish fits networks of one input tensor and one output tensor", where=model, code="MODEL_SIGNATURE",
-                         why=f"this one takes {len(network.example)} inputs and returns {type(output).__name__}",
-                         fix="wrap it in a module whose forward takes one tensor and returns one")
+        raise UsageError(
+            "planish fits networks of one input tensor and one output tensor",
+            where=model,
+            code="MODEL_SIGNATURE",
+            why=f"this one takes {len(network.example)} inputs and returns {type(output).__name__}",
+            fix="wrap it in a module whose forward takes one tensor and returns one",
+        )
 
 
 def _digest(path: str) -> str:

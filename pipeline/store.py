@@ -44,8 +44,13 @@ class RunDirectory:
             UsageError: RUN_EXISTS. MissingEnvironmentError: OUTPUT_UNWRITABLE, DISK_FULL.
         """
         if (root / "recipe.toml").exists():
-            raise UsageError("the output directory already holds a run", where=str(root), why="recipe.toml is there",
-                             fix=f"go on with it: planish fit --resume {root}; or choose another -o", code="RUN_EXISTS")
+            raise UsageError(
+                "the output directory already holds a run",
+                where=str(root),
+                why="recipe.toml is there",
+                fix=f"go on with it: planish fit --resume {root}; or choose another -o",
+                code="RUN_EXISTS",
+            )
         with writing(root):
             root.mkdir(parents=True, exist_ok=True)
             lock = _locked(root)
@@ -60,9 +65,13 @@ class RunDirectory:
             UsageError: RUN_MISSING. MissingEnvironmentError: RUN_BUSY, OUTPUT_UNWRITABLE.
         """
         if not (root / "recipe.toml").is_file():
-            raise UsageError("there is no run to resume", where=str(root), why="it holds no recipe.toml",
-                             fix="give the directory of an earlier run, or start one with planish fit MODEL ...",
-                             code="RUN_MISSING")
+            raise UsageError(
+                "there is no run to resume",
+                where=str(root),
+                why="it holds no recipe.toml",
+                fix="give the directory of an earlier run, or start one with planish fit MODEL ...",
+                code="RUN_MISSING",
+            )
         with writing(root):
             return cls(root, _locked(root))
 
@@ -93,7 +102,9 @@ class RunDirectory:
                 os.replace(partial, directory)
             except BaseException as error:
                 shutil.rmtree(partial, ignore_errors=True)
-                self.event("failed", stage=name, error=error.to_json() if isinstance(error, PlanishError) else repr(error))
+                self.event(
+                    "failed", stage=name, error=error.to_json() if isinstance(error, PlanishError) else repr(error)
+                )
                 raise
         self.event("stage", stage=name, cached=False, seconds=seconds)
         return json.loads(json.dumps(result))
@@ -148,19 +159,30 @@ class writing:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _says_full(error):
-            raise MissingEnvironmentError("the disk is full", where=str(self.where), why=str(error), code="DISK_FULL",
-                                          fix="free some space or choose another -o; finished stages are kept, "
-                                              "--resume goes on from there") from error
+            raise MissingEnvironmentError(
+                "the disk is full",
+                where=str(self.where),
+                why=str(error),
+                code="DISK_FULL",
+                fix="free some space or choose another -o; finished stages are kept, --resume goes on from there",
+            ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise MissingEnvironmentError("the output directory cannot be written", where=str(self.where), why=str(error),
-                                          fix="choose another -o, or make this one writable",
-                                          code="OUTPUT_UNWRITABLE") from error
+            raise MissingEnvironmentError(
+                "the output directory cannot be written",
+                where=str(self.where),
+                why=str(error),
+                fix="choose another -o, or make this one writable",
+                code="OUTPUT_UNWRITABLE",
+            ) from error
 
 
 def _says_full(error: BaseException | None) -> bool:
     """safetensors and torch write files in native code and report a full disk in words of their own."""
-    return error is not None and not isinstance(error, PlanishError) and (
-        "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error))
+    return (
+        error is not None
+        and not isinstance(error, PlanishError)
+        and ("No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error))
+    )
 
 
 def _held(directory: Path) -> dict[str, Any] | None:
@@ -175,6 +197,11 @@ def _locked(root: Path) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise MissingEnvironmentError("another planish is working in this run directory", where=str(root), code="RUN_BUSY",
-                                      why="its lock is held", fix="wait for it, stop it, or choose another -o") from error
+        raise MissingEnvironmentError(
+            "another planish is working in this run directory",
+            where=str(root),
+            code="RUN_BUSY",
+            why="its lock is held",
+            fix="wait for it, stop it, or choose another -o",
+        ) from error
     return lock

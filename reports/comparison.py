@@ -32,8 +32,9 @@ class LayerRow:
         return "kept" if same else "changed"
 
 
-def compare_layers(before: Sequence[LayerRecord], after: Sequence[LayerRecord],
-                   edits: Sequence[EditRecord]) -> list[LayerRow]:
+def compare_layers(
+    before: Sequence[LayerRecord], after: Sequence[LayerRecord], edits: Sequence[EditRecord]
+) -> list[LayerRow]:
     """Pair layers by name, in network order; a layer without a partner stands alone where it belongs."""
     names_before, names_after = [each.name for each in before], [each.name for each in after]
     rows: list[LayerRow] = []

@@ -71,8 +71,9 @@ class Console:
         stdout, stderr: default to the process's own.
     """
 
-    def __init__(self, mode: Mode = "plain", quiet: bool = False, *, stdout: TextIO | None = None,
-                 stderr: TextIO | None = None) -> None:
+    def __init__(
+        self, mode: Mode = "plain", quiet: bool = False, *, stdout: TextIO | None = None, stderr: TextIO | None = None
+    ) -> None:
         self.mode, self.quiet = mode, quiet
         self._out, self._err = Stream(stdout or sys.stdout), Stream(stderr or sys.stderr)
         settings = {"markup": False, "highlight": False, "emoji": False}
@@ -86,8 +87,9 @@ class Console:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -169,8 +171,10 @@ class Console:
         self._talk.print(Text.assemble((f"{label}: ", "bold red"), (printable(what), "bold")), soft_wrap=True)
         for line in rest:
             name, _, said = line.partition(":")
-            self._talk.print(Text.assemble((f"{name}:", "dim"), said[: len(said) - len(said.lstrip())],
-                                           printable(said)), soft_wrap=True)
+            self._talk.print(
+                Text.assemble((f"{name}:", "dim"), said[: len(said) - len(said.lstrip())], printable(said)),
+                soft_wrap=True,
+            )
 
     def _stage_event(self, stage: Stage, state: Literal["started", "update", "done", "failed"]) -> None:
         if self.quiet:
@@ -178,8 +182,15 @@ class Console:
         path = [each.name for each in self._stages]
         took = quantities.duration(stage.seconds)
         if self.mode == "json":
-            self._emit("stage", {"stage": path, "state": state, "seconds": round(stage.seconds, 3),
-                                 **({"text": stage.text} if stage.text else {})})
+            self._emit(
+                "stage",
+                {
+                    "stage": path,
+                    "state": state,
+                    "seconds": round(stage.seconds, 3),
+                    **({"text": stage.text} if stage.text else {}),
+                },
+            )
         elif self.mode == "rich":
             # Stages of the set-up leave a line; once probes come, the table is the record and stages pass by.
             if state in ("done", "failed") and not self._probes and len(path) == 1:
@@ -188,8 +199,12 @@ class Console:
                 self._say(Text.assemble(sign, stage.name, (f"  {took}", "dim"), said))
             self._refresh()
         else:
-            said = {"started": "", "update": f": {stage.text}", "done": f": done in {took}",
-                    "failed": f": failed after {took}"}[state]
+            said = {
+                "started": "",
+                "update": f": {stage.text}",
+                "done": f": done in {took}",
+                "failed": f": failed after {took}",
+            }[state]
             self._say(Text(f"{' > '.join(path)}{said}"))
 
     def _say(self, line: Text) -> None:
@@ -206,8 +221,9 @@ class Console:
     def _refresh(self) -> None:
         if self._live is None:
             # Two frames a second: a display must not disturb a latency measured beside it.
-            self._live = Live(get_renderable=self._view, console=self._talk, refresh_per_second=2,
-                              redirect_stdout=False)
+            self._live = Live(
+                get_renderable=self._view, console=self._talk, refresh_per_second=2, redirect_stdout=False
+            )
             self._live.start()
         self._live.refresh()
 
@@ -223,8 +239,9 @@ class Console:
             frame = _FRAMES[int(stage.seconds * 2) % len(_FRAMES)]
             path = " › ".join(each.name for each in self._stages)
             elapsed = f"{stage.seconds:.0f} s" if stage.seconds < 59.5 else quantities.duration(stage.seconds)
-            line = Text.assemble((f"{frame} ", "cyan"), path, (f"  {elapsed}", "dim"),
-                                 f"  {stage.text}" if stage.text else "")
+            line = Text.assemble(
+                (f"{frame} ", "cyan"), path, (f"  {elapsed}", "dim"), f"  {stage.text}" if stage.text else ""
+            )
             line.no_wrap, line.overflow = True, "ellipsis"
             parts.append(line)
         return rich.console.Group(*parts)

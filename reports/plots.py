@@ -84,8 +84,15 @@ def _axis(values: Sequence[float], start: float, end: float, spacing_px: float) 
     return _Axis(low, high, start, end, step)
 
 
-def latency_quality(points: Sequence[Point], *, target_ms: float, floor_percent: float | None, metric: str,
-                    width: int = 720, height: int = 400) -> Markup:
+def latency_quality(
+    points: Sequence[Point],
+    *,
+    target_ms: float,
+    floor_percent: float | None,
+    metric: str,
+    width: int = 720,
+    height: int = 400,
+) -> Markup:
     """Latency (ms, across) against quality (percent, up), with the target and, if one was set, the quality floor.
 
     Args:
@@ -96,13 +103,15 @@ def latency_quality(points: Sequence[Point], *, target_ms: float, floor_percent:
         width, height: size of the drawing in CSS pixels at scale 1.
     """
     left, right, top, bottom = _MARGIN_LEFT, width - _MARGIN_RIGHT, _MARGIN_TOP, height - _MARGIN_BOTTOM
-    x = _axis([value for each in points for value in (each.low_ms, each.x_ms, each.high_ms)] + [target_ms],
-              left, right, 64)
+    x = _axis(
+        [value for each in points for value in (each.low_ms, each.x_ms, each.high_ms)] + [target_ms], left, right, 64
+    )
     levels = [value for each in points for value in (each.low_percent, each.y_percent, each.high_percent)]
     y = _axis(levels + ([floor_percent] if floor_percent is not None else []), bottom, top, 40)
 
     description = f"Latency against {metric}: " + "; ".join(
-        f"{each.label} {milliseconds(each.x_ms)}, {percent(each.y_percent)}" for each in points)
+        f"{each.label} {milliseconds(each.x_ms)}, {percent(each.y_percent)}" for each in points
+    )
     parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">']
     for value, text in x.ticks():
         parts.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
@@ -131,8 +140,9 @@ def marker(outcome: str, x: float = 0.0, y: float = 0.0) -> Markup:
         "base": lambda: f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}z",
         "met": lambda: f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
         "above": lambda: f"M{x:.1f} {y - r - 1:.1f}l{r + 1} {2 * r}h{-2 * r - 2}z",
-        "undecided": lambda: f"M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}"
-                             f"l{-r - 1.5} {-r - 1.5}z",
+        "undecided": lambda: (
+            f"M{x:.1f} {y - r - 1.5:.1f}l{r + 1.5} {r + 1.5}l{-r - 1.5} {r + 1.5}l{-r - 1.5} {-r - 1.5}z"
+        ),
     }
     return Markup(f'<path class="mark {escape(outcome)}" d="{shapes[outcome]()}"/>')
 
@@ -150,25 +160,43 @@ def _occupied(point: Point, x: _Axis, y: _Axis) -> list[_Box]:
     """Where labels should not be: the marker (with its ring) and the two whiskers."""
     across, up = x(point.x_ms), y(point.y_percent)
     r = _MARKER_PX + (6 if point.chosen else 2)
-    return [_Box(across - r, up - r, across + r, up + r), _Box(x(point.low_ms), up - 1, x(point.high_ms), up + 1),
-            _Box(across - 1, y(point.high_percent), across + 1, y(point.low_percent))]
+    return [
+        _Box(across - r, up - r, across + r, up + r),
+        _Box(x(point.low_ms), up - 1, x(point.high_ms), up + 1),
+        _Box(across - 1, y(point.high_percent), across + 1, y(point.low_percent)),
+    ]
 
 
-def _guides(x: _Axis, y: _Axis, target_ms: float, floor_percent: float | None, left: float, right: float, top: float,
-            bottom: float, taken: list[_Box]) -> list[str]:
+def _guides(
+    x: _Axis,
+    y: _Axis,
+    target_ms: float,
+    floor_percent: float | None,
+    left: float,
+    right: float,
+    top: float,
+    bottom: float,
+    taken: list[_Box],
+) -> list[str]:
     """The target and floor lines with their names; lines and names are added to `taken`."""
     at, name = x(target_ms), f"target {milliseconds(target_ms)}"
     width = _text_width(name)
     anchor, start = ("end", at - 6 - width) if at + 6 + width > right else ("start", at + 6)
-    parts = [f'<line class="target" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>',
-             _text(at + (6 if anchor == "start" else -6), top + 11, name, "target-name", anchor)]
+    parts = [
+        f'<line class="target" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>',
+        _text(at + (6 if anchor == "start" else -6), top + 11, name, "target-name", anchor),
+    ]
     taken += [_Box(at - 1, top, at + 1, bottom), _Box(start, top, start + width, top + 15)]
     if floor_percent is not None:
         level, name = y(floor_percent), f"floor {percent(floor_percent)}"
         width = _text_width(name)
         parts.append(f'<line class="floor" x1="{left:.1f}" x2="{right:.1f}" y1="{level:.1f}" y2="{level:.1f}"/>')
-        places = [(_Box(edge, line - 11, edge + width, line + 3), line) for line in (level + 14, level - 5)
-                  for edge in (right - 4 - width, left + 6, (left + right - width) / 2) if top + 11 < line < bottom - 3]
+        places = [
+            (_Box(edge, line - 11, edge + width, line + 3), line)
+            for line in (level + 14, level - 5)
+            for edge in (right - 4 - width, left + 6, (left + right - width) / 2)
+            if top + 11 < line < bottom - 3
+        ]
         box, line = min(places, key=lambda place: sum(place[0].overlap(other) for other in taken))
         parts.append(_text(box.left, line, name, "floor-name", "start"))
         taken += [_Box(left, level - 1, right, level + 1), box]
@@ -177,8 +205,10 @@ def _guides(x: _Axis, y: _Axis, target_ms: float, floor_percent: float | None, l
 
 def _whiskers(point: Point, x: _Axis, y: _Axis) -> str:
     across, up = x(point.x_ms), y(point.y_percent)
-    return (f'<path class="whisker" d="M{x(point.low_ms):.1f} {up:.1f}H{x(point.high_ms):.1f}'
-            f'M{across:.1f} {y(point.low_percent):.1f}V{y(point.high_percent):.1f}"/>')
+    return (
+        f'<path class="whisker" d="M{x(point.low_ms):.1f} {up:.1f}H{x(point.high_ms):.1f}'
+        f'M{across:.1f} {y(point.low_percent):.1f}V{y(point.high_percent):.1f}"/>'
+    )
 
 
 def _labelled_marker(point: Point, x: float, y: float, taken: list[_Box], frame: _Box) -> str:

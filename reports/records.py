@@ -10,8 +10,16 @@ import math
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator,
-                      model_validator)
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from targets.errors import UsageError
 
@@ -22,8 +30,10 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 # A broken artifact answers NaN; JSON has no such number, so a deviation that is not finite is recorded as absent.
-Deviation = Annotated[float | None, BeforeValidator(
-    lambda value: None if isinstance(value, float) and not math.isfinite(value) else value)]
+Deviation = Annotated[
+    float | None,
+    BeforeValidator(lambda value: None if isinstance(value, float) and not math.isfinite(value) else value),
+]
 
 
 class Record(BaseModel):
@@ -48,9 +58,11 @@ class VersionedRecord(Record):
         if found != SCHEMA_VERSION:
             raise UsageError(
                 f"This record follows schema version {found}; this planish reads version {SCHEMA_VERSION}.",
-                where="schema_version", why="The record was written by another version of planish.",
+                where="schema_version",
+                why="The record was written by another version of planish.",
                 fix="Read it with the planish that wrote it (planish_version says which), or run the fit again.",
-                code="REPORT_SCHEMA")
+                code="REPORT_SCHEMA",
+            )
         return data
 
     def to_json(self) -> str:
@@ -136,16 +148,26 @@ class QualityRecord(Record):
     evaluated_on: Literal["artifact", "network"]
 
     @classmethod
-    def of_counts(cls, metric: Literal["top-1", "agreement with the original"], correct: int, samples: int,
-                  evaluated_on: Literal["artifact", "network"]) -> QualityRecord:
+    def of_counts(
+        cls,
+        metric: Literal["top-1", "agreement with the original"],
+        correct: int,
+        samples: int,
+        evaluated_on: Literal["artifact", "network"],
+    ) -> QualityRecord:
         """From counts. Interval: Wilson 1927, score interval at z = 1.96; it stays sensible at 0 % and 100 %."""
         share, z = correct / samples, 1.959964
         spread = 1 + z * z / samples
         centre = (share + z * z / (2 * samples)) / spread
         half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples)) / spread
-        return cls(metric=metric, value_percent=100 * share, low_percent=100 * max(0.0, min(share, centre - half)),
-                   high_percent=100 * min(1.0, max(share, centre + half)), samples=samples,
-                   evaluated_on=evaluated_on)
+        return cls(
+            metric=metric,
+            value_percent=100 * share,
+            low_percent=100 * max(0.0, min(share, centre - half)),
+            high_percent=100 * min(1.0, max(share, centre + half)),
+            samples=samples,
+            evaluated_on=evaluated_on,
+        )
 
 
 class FailureRecord(Record):
@@ -356,10 +378,20 @@ def read_run(path: Path) -> RunRecord:
     try:
         return RunRecord.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise UsageError("The run record cannot be read.", where=str(path), why=error.strerror or str(error), fix=fix,
-                         code="REPORT_UNREADABLE") from error
+        raise UsageError(
+            "The run record cannot be read.",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix=fix,
+            code="REPORT_UNREADABLE",
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the file as a whole"
-        raise UsageError("The file is not a run record.", where=f"{path}, {field}", why=first["msg"], fix=fix,
-                         code="REPORT_UNREADABLE") from error
+        raise UsageError(
+            "The file is not a run record.",
+            where=f"{path}, {field}",
+            why=first["msg"],
+            fix=fix,
+            code="REPORT_UNREADABLE",
+        ) from error

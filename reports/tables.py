@@ -16,8 +16,12 @@ from reports.streams import printable
 _GAP = 2
 _STYLES = {"base": "dim", "met": "green", "above": "red", "undecided": "yellow", "failed": "bold red"}
 _SIGNS = {"base": "■", "met": "●", "above": "▲", "undecided": "◆", "failed": "✕"}
-_VERDICTS = {"met": ("met", "bold green"), "not-met": ("not met", "bold red"),
-             "undecided": ("undecided", "bold yellow"), "verification-failed": ("verification failed", "bold red")}
+_VERDICTS = {
+    "met": ("met", "bold green"),
+    "not-met": ("not met", "bold red"),
+    "undecided": ("undecided", "bold yellow"),
+    "verification-failed": ("verification failed", "bold red"),
+}
 # What a narrow terminal gives up, in this order.
 _SHED = ("interval", "lost", "predicted", "budget", "change", "quality", "vs target")
 
@@ -52,23 +56,39 @@ def probe_table(probes: Sequence[CandidateRecord], goal: GoalRecord | None, widt
     rows: Rows = []
     for probe in probes[earlier:]:
         measured, lost = decisive(probe, goal), lost_points(probe, base)
-        rows.append({
-            "#": str(probe.index), "budget": quantities.milliseconds(probe.budget_ms),
-            "predicted": quantities.milliseconds(probe.predicted_ms),
-            "measured": quantities.milliseconds(measured.median_ms if measured else None),
-            "interval": quantities.interval(measured.low_ms, measured.high_ms) if measured else "",
-            "vs target": quantities.against_target(probe.margin_percent),
-            "quality": quantities.percent(probe.quality.value_percent if probe.quality else None),
-            "lost": "" if lost is None else quantities.points(-lost),
-            "verdict": f"{_SIGNS[probe.outcome]} {probe.outcome}"})
-    names = _fitting(rows, ["#", "budget", "predicted", "measured", "interval", "vs target", "quality", "lost",
-                            "verdict"], width)
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim",
-                  title=f"… {earlier} earlier" if earlier else None, title_justify="left", title_style="dim")
+        rows.append(
+            {
+                "#": str(probe.index),
+                "budget": quantities.milliseconds(probe.budget_ms),
+                "predicted": quantities.milliseconds(probe.predicted_ms),
+                "measured": quantities.milliseconds(measured.median_ms if measured else None),
+                "interval": quantities.interval(measured.low_ms, measured.high_ms) if measured else "",
+                "vs target": quantities.against_target(probe.margin_percent),
+                "quality": quantities.percent(probe.quality.value_percent if probe.quality else None),
+                "lost": "" if lost is None else quantities.points(-lost),
+                "verdict": f"{_SIGNS[probe.outcome]} {probe.outcome}",
+            }
+        )
+    names = _fitting(
+        rows, ["#", "budget", "predicted", "measured", "interval", "vs target", "quality", "lost", "verdict"], width
+    )
+    table = Table(
+        box=None,
+        padding=(0, _GAP, 0, 0),
+        pad_edge=False,
+        header_style="dim",
+        title=f"… {earlier} earlier" if earlier else None,
+        title_justify="left",
+        title_style="dim",
+    )
     for name in names:
-        table.add_column("" if name in ("interval", "lost") else name, no_wrap=True, overflow="ellipsis",
-                         justify="left" if name in ("verdict", "interval", "lost") else "right",
-                         style="dim" if name in ("predicted", "interval", "lost", "budget") else "")
+        table.add_column(
+            "" if name in ("interval", "lost") else name,
+            no_wrap=True,
+            overflow="ellipsis",
+            justify="left" if name in ("verdict", "interval", "lost") else "right",
+            style="dim" if name in ("predicted", "interval", "lost", "budget") else "",
+        )
     for probe, row in zip(probes[earlier:], rows, strict=True):
         table.add_row(*(Text(row[name], style=_STYLES[probe.outcome] if name == "verdict" else "") for name in names))
     return table
@@ -83,8 +103,10 @@ def probe_line(probe: CandidateRecord, goal: GoalRecord | None, base: CandidateR
     if probe.predicted_ms is not None:
         parts.append(f"predicted {quantities.milliseconds(probe.predicted_ms)}")
     if measured is not None:
-        parts.append(f"measured {quantities.milliseconds(measured.median_ms)} "
-                     f"{quantities.interval(measured.low_ms, measured.high_ms)}")
+        parts.append(
+            f"measured {quantities.milliseconds(measured.median_ms)} "
+            f"{quantities.interval(measured.low_ms, measured.high_ms)}"
+        )
     if probe.margin_percent is not None:
         parts.append(quantities.against_target(probe.margin_percent))
     if probe.quality is not None:
@@ -106,8 +128,7 @@ def goal_line(target: str, goal: GoalRecord) -> str:
 def summary(run: RunRecord, directory: Path, width: int) -> list[Table | Text]:
     """The end of a run: verdict, before and after, where the artifacts are, what to run next."""
     word, style = _VERDICTS[run.verdict]
-    lines: list[Table | Text] = [
-        Text.assemble((f"{word}: " if run.headline else word, style), printable(run.headline))]
+    lines: list[Table | Text] = [Text.assemble((f"{word}: " if run.headline else word, style), printable(run.headline))]
     rows = _summary_rows(run)
     if rows:
         lines += [Text(), _summary_table(rows, width)]
@@ -128,25 +149,45 @@ def _summary_rows(run: RunRecord) -> Rows:
     if before is None and after is None:
         return []
     moved = chosen is not None and chosen.index != 0 and after is not None
-    rows: Rows = [{
-        "": "latency", "before": quantities.milliseconds(before.median_ms if before else None),
-        "after": quantities.milliseconds(after.median_ms) if moved else "",
-        "interval": quantities.interval(after.low_ms, after.high_ms) if moved else "",
-        "change": quantities.speedup(before.median_ms, after.median_ms) if moved and before else ""}]
+    rows: Rows = [
+        {
+            "": "latency",
+            "before": quantities.milliseconds(before.median_ms if before else None),
+            "after": quantities.milliseconds(after.median_ms) if moved else "",
+            "interval": quantities.interval(after.low_ms, after.high_ms) if moved else "",
+            "change": quantities.speedup(before.median_ms, after.median_ms) if moved and before else "",
+        }
+    ]
     if quality := (chosen.quality if moved else run.base.quality):
         lost = run.drop_points(chosen) if moved else None
         label = "top-1" if quality.metric == "top-1" else "agreement"
-        rows.append({
-            "": label, "before": quantities.percent(run.original_percent(quality.metric)),
-            "after": quantities.percent(quality.value_percent) if moved else "",
-            "interval": quantities.percent_interval(quality.low_percent, quality.high_percent) if moved else "",
-            "change": quantities.points(-lost) if lost is not None else ""})
-    rows.append({"": "size", "before": quantities.size(before.bytes if before else None),
-                 "after": quantities.size(after.bytes) if moved else "", "interval": "",
-                 "change": quantities.change(before.bytes, after.bytes) if moved and before else ""})
-    rows.append({"": "MACs", "before": quantities.count(run.base.macs),
-                 "after": quantities.count(chosen.macs) if moved else "", "interval": "",
-                 "change": quantities.change(run.base.macs, chosen.macs) if moved else ""})
+        rows.append(
+            {
+                "": label,
+                "before": quantities.percent(run.original_percent(quality.metric)),
+                "after": quantities.percent(quality.value_percent) if moved else "",
+                "interval": quantities.percent_interval(quality.low_percent, quality.high_percent) if moved else "",
+                "change": quantities.points(-lost) if lost is not None else "",
+            }
+        )
+    rows.append(
+        {
+            "": "size",
+            "before": quantities.size(before.bytes if before else None),
+            "after": quantities.size(after.bytes) if moved else "",
+            "interval": "",
+            "change": quantities.change(before.bytes, after.bytes) if moved and before else "",
+        }
+    )
+    rows.append(
+        {
+            "": "MACs",
+            "before": quantities.count(run.base.macs),
+            "after": quantities.count(chosen.macs) if moved else "",
+            "interval": "",
+            "change": quantities.change(run.base.macs, chosen.macs) if moved else "",
+        }
+    )
     return rows
 
 
@@ -155,9 +196,13 @@ def _summary_table(rows: Rows, width: int) -> Table:
     names = _fitting(rows, names, width)
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
     for name in names:
-        table.add_column("" if name in ("interval", "change") else name, no_wrap=True, overflow="ellipsis",
-                         justify="left" if name in ("", "interval", "change") else "right",
-                         style={"interval": "dim", "after": "bold"}.get(name, ""))
+        table.add_column(
+            "" if name in ("interval", "change") else name,
+            no_wrap=True,
+            overflow="ellipsis",
+            justify="left" if name in ("", "interval", "change") else "right",
+            style={"interval": "dim", "after": "bold"}.get(name, ""),
+        )
     for row in rows:
         table.add_row(*(row[name] for name in names))
     return table
@@ -165,6 +210,7 @@ def _summary_table(rows: Rows, width: int) -> Table:
 
 def _fitting(rows: Rows, names: list[str], width: int) -> list[str]:
     """The columns that fit, given up in the order of `_SHED`."""
+
     def needed(kept: list[str]) -> int:
         return sum(max([cell_len(name)] + [cell_len(row[name]) for row in rows]) + _GAP for name in kept) - _GAP
 

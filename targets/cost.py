@@ -30,7 +30,7 @@ __all__ = ["CostTable", "Operator", "build"]
 
 FORMATS = ("tflite", "onnx")
 COMMITTED = PROFILES / "costs"
-CHAIN = 5                       # operators in a row, whose time over one operator's tells what a call costs by itself
+CHAIN = 5  # operators in a row, whose time over one operator's tells what a call costs by itself
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,16 @@ class CostTable:
 
     profile: str
     format: str
-    source: str                         # what was run, and the command that rebuilds the table
-    invoke_ms: float                    # one call of the runtime, without operators
+    source: str  # what was run, and the command that rebuilds the table
+    invoke_ms: float  # one call of the runtime, without operators
     error: RelativeError
     classes: dict[str, ClassModel]
     _known: dict[Operator, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def load(cls, profile: Profile, format: str = "tflite",
-             progress: Callable[[str], None] = lambda message: None) -> CostTable:
+    def load(
+        cls, profile: Profile, format: str = "tflite", progress: Callable[[str], None] = lambda message: None
+    ) -> CostTable:
         """The table of `profile`: the one planish ships, or for the host the one in the cache, built if need be.
 
         Raises:
@@ -67,12 +68,20 @@ class CostTable:
         record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if record.get("profile_version") != profile.version:
             raise MissingEnvironmentError(
-                f"there is no table of operator costs for {profile.name} and {format}", where=str(path),
+                f"there is no table of operator costs for {profile.name} and {format}",
+                where=str(path),
                 why="it is of another version of the profile" if record else "no such file",
-                fix=f"run `planish targets cost {profile.name}`", code="COST_TABLE_MISSING")
-        return cls(record["profile"], record["format"], record["source"], record["invoke_ms"],
-                   RelativeError(**record["error"]),
-                   {name: cost_model.from_json(model) for name, model in record["classes"].items()})
+                fix=f"run `planish targets cost {profile.name}`",
+                code="COST_TABLE_MISSING",
+            )
+        return cls(
+            record["profile"],
+            record["format"],
+            record["source"],
+            record["invoke_ms"],
+            RelativeError(**record["error"]),
+            {name: cost_model.from_json(model) for name, model in record["classes"].items()},
+        )
 
     def milliseconds(self, op: Operator) -> float:
         """Cost of `op` by itself, without `invoke_ms`; above zero."""
@@ -90,8 +99,9 @@ def table_path(profile: Profile, format: str) -> Path:
     return cache_root() / "costs" / f"host-{hashlib.sha256(machine.encode()).hexdigest()[:12]}.{format}.json"
 
 
-def build(profile: Profile, progress: Callable[[str], None] = lambda message: None, *,
-          formats: tuple[str, ...] = FORMATS) -> list[CostTable]:
+def build(
+    profile: Profile, progress: Callable[[str], None] = lambda message: None, *, formats: tuple[str, ...] = FORMATS
+) -> list[CostTable]:
     """Time every probe on `profile`, fit, and write the tables; minutes on an emulated target.
 
     Raises:
@@ -107,24 +117,33 @@ def _build(profile: Profile, format: str, progress: Callable[[str], None]) -> Co
     models = [[op] for op in operators] + [[op] * count for op in chained for count in (1, CHAIN)]
     timings = _time(models, profile, format, progress)
     times = [statistics.median(timing.samples_ms) for timing in timings]
-    singles, chains = times[len(operators)::2], times[len(operators) + 1::2]
+    singles, chains = times[len(operators) :: 2], times[len(operators) + 1 :: 2]
     invoke_ms = max(0.0, statistics.median(one - (many - one) / (CHAIN - 1) for one, many in zip(singles, chains)))
     by_class: dict[str, list[tuple[Operator, float]]] = {}
     for operator, ms in zip(operators, times):
         # A tenth of a call is what is left of the smallest operators on a noisy host.
         by_class.setdefault(cost_model.classify(operator, format), []).append(
-            (operator, max(ms - invoke_ms, invoke_ms / 10)))
+            (operator, max(ms - invoke_ms, invoke_ms / 10))
+        )
     progress(f"fitting {len(by_class)} classes of operators")
     fitted = {name: cost_model.fit(name, timed) for name, timed in sorted(by_class.items())}
     errors = sorted(error for model, found in fitted.values() for error in found)
     classes = {name: model for name, (model, _) in fitted.items()}
     error = RelativeError(statistics.median(errors), errors[int(0.9 * (len(errors) - 1))])
-    source = (f"{len(operators)} single-operator artifacts on {profile.title}, {timings[0].runtime}; "
-              f"rebuild with `planish targets cost {profile.name}`")
+    source = (
+        f"{len(operators)} single-operator artifacts on {profile.title}, {timings[0].runtime}; "
+        f"rebuild with `planish targets cost {profile.name}`"
+    )
     record: dict[str, Any] = {
-        "profile": profile.name, "profile_version": profile.version, "format": format, "source": source,
-        "state": timings[0].state, "invoke_ms": invoke_ms, "error": vars(error),
-        "classes": {name: cost_model.to_json(model) for name, model in classes.items()}}
+        "profile": profile.name,
+        "profile_version": profile.version,
+        "format": format,
+        "source": source,
+        "state": timings[0].state,
+        "invoke_ms": invoke_ms,
+        "error": vars(error),
+        "classes": {name: cost_model.to_json(model) for name, model in classes.items()},
+    }
     write_atomic(table_path(profile, format), json.dumps(record, indent=1) + "\n")
     return CostTable(profile.name, format, source, invoke_ms, error, classes)
 
@@ -135,6 +154,7 @@ def _time(models: list[list[Operator]], profile: Profile, format: str, progress:
 
     from targets.probes import onnx, tflite
     from targets.runners import emulator, host
+
     make = {"tflite": tflite.build, "onnx": onnx.build}[format]
     rng = numpy.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="planish-cost-") as scratch:

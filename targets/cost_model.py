@@ -16,7 +16,7 @@ from typing import Any
 from targets.operator import Operator
 
 ROWS, COLUMNS, DEPTH = (1, 2, 4, 6, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4)
-WIDE, NARROW = 8, 2         # output channels of XNNPACK's two float kernels on ARM64
+WIDE, NARROW = 8, 2  # output channels of XNNPACK's two float kernels on ARM64
 Tile = tuple[int, int, int]
 
 
@@ -24,11 +24,11 @@ Tile = tuple[int, int, int]
 class ClassModel:
     """Milliseconds of one class of operators: `sum(weight * term)`, all weights non-negative."""
 
-    tile: Tile                  # rows (pixels), columns (output channels), depth (input channels)
+    tile: Tile  # rows (pixels), columns (output channels), depth (input channels)
     weights_ms: tuple[float, ...]
-    median_error: float         # relative, on configurations the fit has not seen
+    median_error: float  # relative, on configurations the fit has not seen
     p90_error: float
-    configurations: int         # fitted and held out together
+    configurations: int  # fitted and held out together
 
     def milliseconds(self, name: str, operator: Operator) -> float:
         return _dot(self.weights_ms, terms(name, operator, self.tile))
@@ -72,15 +72,33 @@ def terms(name: str, operator: Operator, tile: Tile) -> tuple[float, ...]:
         return inputs, taps * lanes, _tiles(taps, rows) * lanes, lanes, 1
     if name == "pool" or name.startswith("depthwise"):
         lines = operator.out_size[0] * lanes
-        return (pixels * lanes * taps, pixels * lanes, pixels * taps, pixels, lines * taps, lines, operator.out_size[0],
-                lanes, 1)
+        return (
+            pixels * lanes * taps,
+            pixels * lanes,
+            pixels * taps,
+            pixels,
+            lines * taps,
+            lines,
+            operator.out_size[0],
+            lanes,
+            1,
+        )
     bands = _tiles(pixels, rows)
     blocks = operator.groups * bands * _tiles(operator.out_channels // operator.groups, columns)
     steps = _tiles(operator.in_channels // operator.groups, depth)
     # The second line: what a runtime copies that lays out patches as a matrix, by element and by image line.
-    return (blocks * taps * steps, blocks * taps, blocks, operator.groups * bands * taps, operator.groups * bands,
-            pixels * taps * operator.in_channels, operator.out_size[0] * taps * operator.in_channels,
-            outputs, inputs, 1)
+    return (
+        blocks * taps * steps,
+        blocks * taps,
+        blocks,
+        operator.groups * bands * taps,
+        operator.groups * bands,
+        pixels * taps * operator.in_channels,
+        operator.out_size[0] * taps * operator.in_channels,
+        outputs,
+        inputs,
+        1,
+    )
 
 
 def _tiles(size: int, tile: int) -> int:
@@ -113,11 +131,13 @@ def _dot(weights: Sequence[float], values: Sequence[float]) -> float:
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def _least_squares(name: str, timed: Sequence[tuple[Operator, float]],
-                   tile: Tile) -> tuple[float, Tile, tuple[float, ...]]:
+def _least_squares(
+    name: str, timed: Sequence[tuple[Operator, float]], tile: Tile
+) -> tuple[float, Tile, tuple[float, ...]]:
     """(residual, tile, weights) of one tile."""
     import numpy
     from scipy.optimize import nnls
+
     matrix = numpy.array([terms(name, operator, tile) for operator, _ in timed], dtype=float)
     matrix /= numpy.array([ms for _, ms in timed])[:, None]
     scale = matrix.max(axis=0)
@@ -126,8 +146,13 @@ def _least_squares(name: str, timed: Sequence[tuple[Operator, float]],
 
 
 def to_json(model: ClassModel) -> dict[str, Any]:
-    return {"tile": list(model.tile), "weights_ms": list(model.weights_ms), "median_error": model.median_error,
-            "p90_error": model.p90_error, "configurations": model.configurations}
+    return {
+        "tile": list(model.tile),
+        "weights_ms": list(model.weights_ms),
+        "median_error": model.median_error,
+        "p90_error": model.p90_error,
+        "configurations": model.configurations,
+    }
 
 
 def from_json(record: dict[str, Any]) -> ClassModel:

@@ -36,8 +36,14 @@ class PlanishError(Exception):
         return f"error[{self.code}]: {what}\n  where: {where}\n  why:   {why}\n  fix:   {fix}"
 
     def to_json(self) -> dict[str, str | int]:
-        return {"code": self.code, "exit_code": self.exit_code, "what": self.what, "where": self.where,
-                "why": self.why, "fix": self.fix}
+        return {
+            "code": self.code,
+            "exit_code": self.exit_code,
+            "what": self.what,
+            "where": self.where,
+            "why": self.why,
+            "fix": self.fix,
+        }
 
 
 class UsageError(PlanishError):

@@ -22,20 +22,20 @@ class Measurement:
 
     artifact_sha256: str
     format: str
-    target: str                         # profile name
+    target: str  # profile name
     profile_version: str
-    runner: str                         # "host" or "emulator"
-    runtime: str                        # "ai-edge-litert 2.3.0"
+    runner: str  # "host" or "emulator"
+    runtime: str  # "ai-edge-litert 2.3.0"
     n: int
     median_ms: float
     p90_ms: float
     mad_ms: float
     low_ms: float
     high_ms: float
-    samples_ms: tuple[float, ...]       # in the order they were taken
-    instructions: int | None            # of one inference; emulator only
+    samples_ms: tuple[float, ...]  # in the order they were taken
+    instructions: int | None  # of one inference; emulator only
     cycles: float | None
-    state: dict[str, Any]               # versions of the tools, state of the device
+    state: dict[str, Any]  # versions of the tools, state of the device
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"samples_ms": list(self.samples_ms)}
@@ -46,8 +46,15 @@ class Measurement:
         return cls(**{**record, "samples_ms": tuple(record["samples_ms"])})
 
 
-def measure(artifact: Path, *, format: str, profile: Profile, inputs: Path, progress: Progress | None = None,
-            budget_s: float = host.BUDGET_S) -> Measurement:
+def measure(
+    artifact: Path,
+    *,
+    format: str,
+    profile: Profile,
+    inputs: Path,
+    progress: Progress | None = None,
+    budget_s: float = host.BUDGET_S,
+) -> Measurement:
     """Latency of `artifact` on `profile`, one thread.
 
     Args:
@@ -65,15 +72,24 @@ def measure(artifact: Path, *, format: str, profile: Profile, inputs: Path, prog
     return measure_many([(artifact, format, inputs)], profile=profile, progress=progress, budget_s=budget_s)[0]
 
 
-def measure_many(artifacts: Sequence[tuple[Path, str, Path]], *, profile: Profile, progress: Progress | None = None,
-                 budget_s: float = host.BUDGET_S) -> list[Measurement]:
+def measure_many(
+    artifacts: Sequence[tuple[Path, str, Path]],
+    *,
+    profile: Profile,
+    progress: Progress | None = None,
+    budget_s: float = host.BUDGET_S,
+) -> list[Measurement]:
     """`measure` for several (artifact, format, inputs): one process a format, on the host in interleaved blocks."""
     progress = progress or (lambda message: None)
     for path, format, _ in artifacts:
         if format not in get_args(Format):
-            raise UsageError(f"artifacts of format '{format}' cannot be measured", where=str(path),
-                             why=f"the runners know {', '.join(get_args(Format))}",
-                             fix=f"{nearest(format, get_args(Format))}export to one of these", code="FORMAT_UNKNOWN")
+            raise UsageError(
+                f"artifacts of format '{format}' cannot be measured",
+                where=str(path),
+                why=f"the runners know {', '.join(get_args(Format))}",
+                fix=f"{nearest(format, get_args(Format))}export to one of these",
+                code="FORMAT_UNKNOWN",
+            )
     timings: dict[int, Timing] = {}
     for format in dict.fromkeys(format for _, format, _ in artifacts):
         chosen = [index for index, entry in enumerate(artifacts) if entry[1] == format]
@@ -83,13 +99,19 @@ def measure_many(artifacts: Sequence[tuple[Path, str, Path]], *, profile: Profil
         else:
             found = emulator.time_artifacts(jobs, format, profile, progress)
         timings.update(zip(chosen, found))
-    return [_measurement(Path(path), format, profile, timings[index])
-            for index, (path, format, _) in enumerate(artifacts)]
+    return [
+        _measurement(Path(path), format, profile, timings[index]) for index, (path, format, _) in enumerate(artifacts)
+    ]
 
 
 def _measurement(path: Path, format: str, profile: Profile, timing: Timing) -> Measurement:
     summary = summarize(timing.samples_ms)
     return Measurement(
-        artifact_sha256=hashlib.sha256(path.read_bytes()).hexdigest(), format=format, target=profile.name,
-        profile_version=profile.version, runner=profile.kind, **asdict(summary),
-        **{field.name: getattr(timing, field.name) for field in fields(Timing)})
+        artifact_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        format=format,
+        target=profile.name,
+        profile_version=profile.version,
+        runner=profile.kind,
+        **asdict(summary),
+        **{field.name: getattr(timing, field.name) for field in fields(Timing)},
+    )

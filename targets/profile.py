@@ -23,12 +23,12 @@ Kind = Literal["host", "emulator"]
 class Core:
     """One CPU core, as the runtime sees it and as the timing model needs it."""
 
-    name: str                   # "Cortex-A76"
-    midr_part: int              # the part number of the core's MIDR_EL1, e.g. 0xd0b
+    name: str  # "Cortex-A76"
+    midr_part: int  # the part number of the core's MIDR_EL1, e.g. 0xd0b
     clock_ghz: float
-    mca_cpu: str                # LLVM scheduling model that fits the core, not always the model of the same name
-    qemu_cpu: str               # decides the hardware capabilities the runtime is told of
-    features: tuple[str, ...]   # the "Features" line of /proc/cpuinfo
+    mca_cpu: str  # LLVM scheduling model that fits the core, not always the model of the same name
+    qemu_cpu: str  # decides the hardware capabilities the runtime is told of
+    features: tuple[str, ...]  # the "Features" line of /proc/cpuinfo
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Profile:
     kind: Kind
     device: str
     soc: str
-    core: Core | None           # None for the host, which is measured by the clock
-    version: str                # first 12 hex digits of the SHA-256 of the TOML text
-    sources: dict[str, str]     # field -> where the value comes from
+    core: Core | None  # None for the host, which is measured by the clock
+    version: str  # first 12 hex digits of the SHA-256 of the TOML text
+    sources: dict[str, str]  # field -> where the value comes from
     notes: str
 
 
@@ -54,9 +54,13 @@ def load_profile(name: str) -> Profile:
     """
     names = [path.stem for path in sorted(PROFILES.glob("*.toml"))]
     if name not in names:
-        raise UsageError(f"there is no target called '{name}'", where="--target",
-                         why=f"known targets: {', '.join(names)}",
-                         fix=f"{nearest(name, names)}run `planish targets list`", code="TARGET_UNKNOWN")
+        raise UsageError(
+            f"there is no target called '{name}'",
+            where="--target",
+            why=f"known targets: {', '.join(names)}",
+            fix=f"{nearest(name, names)}run `planish targets list`",
+            code="TARGET_UNKNOWN",
+        )
     return read_profile(PROFILES / f"{name}.toml")
 
 
@@ -83,14 +87,19 @@ def read_profile(path: Path) -> Profile:
     if (table["kind"] == "emulator") != (core_table is not None):
         raise _invalid(path, "an emulator target has a [core] table and a host target has none")
     core = _read_core(path, core_table, sources) if core_table is not None else None
-    return Profile(name=path.stem, core=core, sources=sources,
-                   version=hashlib.sha256(text.encode()).hexdigest()[:12], **table)
+    return Profile(
+        name=path.stem, core=core, sources=sources, version=hashlib.sha256(text.encode()).hexdigest()[:12], **table
+    )
 
 
 def _read_core(path: Path, table: Any, sources: dict[str, str]) -> Core:
     hints = get_type_hints(Core)
-    _check(path, table, {field.name: list if field.name == "features" else hints[field.name]
-                         for field in fields(Core)}, "core.")
+    _check(
+        path,
+        table,
+        {field.name: list if field.name == "features" else hints[field.name] for field in fields(Core)},
+        "core.",
+    )
     if not all(isinstance(feature, str) for feature in table["features"]):
         raise _invalid(path, "core.features is a list of strings")
     if unsourced := [f"core.{field.name}" for field in fields(Core) if f"core.{field.name}" not in sources]:
@@ -114,6 +123,10 @@ def _check(path: Path, table: Any, wanted: dict[str, type], prefix: str) -> None
 
 
 def _invalid(path: Path, why: str) -> UsageError:
-    return UsageError(f"the target profile '{path.stem}' cannot be used", where=str(path), why=why,
-                      fix="correct the TOML file; targets/profiles/pixel-4-cpu.toml is an example",
-                      code="PROFILE_INVALID")
+    return UsageError(
+        f"the target profile '{path.stem}' cannot be used",
+        where=str(path),
+        why=why,
+        fix="correct the TOML file; targets/profiles/pixel-4-cpu.toml is an example",
+        code="PROFILE_INVALID",
+    )

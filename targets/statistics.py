@@ -27,7 +27,7 @@ class Summary:
     n: int
     median_ms: float
     p90_ms: float
-    mad_ms: float       # median absolute deviation, not rescaled
+    mad_ms: float  # median absolute deviation, not rescaled
     low_ms: float
     high_ms: float
 
@@ -46,10 +46,13 @@ def summarize(samples_ms: Sequence[float]) -> Summary:
     median = statistics.median(ordered)
     rank = _median_interval_rank(len(ordered))
     return Summary(
-        n=len(ordered), median_ms=median,
+        n=len(ordered),
+        median_ms=median,
         p90_ms=ordered[math.ceil(0.9 * len(ordered)) - 1],
         mad_ms=statistics.median(abs(sample - median) for sample in ordered),
-        low_ms=ordered[rank], high_ms=ordered[-1 - rank])
+        low_ms=ordered[rank],
+        high_ms=ordered[-1 - rank],
+    )
 
 
 def _median_interval_rank(n: int) -> int:

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BELOW = {"pipeline": {"pipeline", "reports", "calibration", "targets"}, "reports": {"reports", "targets"},
-         "calibration": {"calibration", "targets"}, "targets": {"targets"}}
+BELOW = {
+    "pipeline": {"pipeline", "reports", "calibration", "targets"},
+    "reports": {"reports", "targets"},
+    "calibration": {"calibration", "targets"},
+    "targets": {"targets"},
+}
 NO_TORCH = {"targets", "reports"}
 MODULES = sorted(path for room in BELOW for path in (ROOT / room).rglob("*.py"))
 
@@ -37,8 +41,11 @@ def test_imports_run_downward(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.is_relative_to(ROOT / "calibration")], ids=lambda p: p.name)
 def test_calibration_takes_only_errors_from_targets(path: Path) -> None:
-    from_targets = {node.module for node in ast.walk(ast.parse(path.read_text()))
-                    if isinstance(node, ast.ImportFrom) and node.module.startswith("targets")}
+    from_targets = {
+        node.module
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("targets")
+    }
     assert from_targets <= {"targets.errors"}
 
 
@@ -48,16 +55,41 @@ def run_python(code: str) -> None:
 
 
 def test_help_imports_no_torch() -> None:
-    run_python("import sys\nfrom click.testing import CliRunner\nfrom pipeline.cli.main import cli\n"
-               "assert CliRunner().invoke(cli, ['--help']).exit_code == 0\nassert 'torch' not in sys.modules")
+    run_python(
+        "import sys\nfrom click.testing import CliRunner\nfrom pipeline.cli.main import cli\n"
+        "assert CliRunner().invoke(cli, ['--help']).exit_code == 0\nassert 'torch' not in sys.modules"
+    )
 
 
 def test_the_core_imports_with_torch_alone() -> None:
     """Compression trains on machines that have torch and numpy and nothing else of ours."""
-    banned = ["onnx", "onnxscript", "onnxruntime", "onnxsim", "litert_torch", "ai_edge_litert", "executorch", "click",
-              "rich", "pydantic", "jinja2", "PIL"]
-    core = ["calibration.dataset", "calibration.statistics", "calibration.batchnorm", "pipeline.model.ingest",
-            "pipeline.model.edits", "pipeline.compress.merge", "pipeline.compress.truncate", "pipeline.compress.linearize",
-            "pipeline.compress.analysis", "pipeline.compress.plan", "pipeline.compress.recover"]
-    run_python(f"import sys\nfor name in {banned}: sys.modules[name] = None\n"
-               + "\n".join(f"import {name}" for name in core))
+    banned = [
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "onnxsim",
+        "litert_torch",
+        "ai_edge_litert",
+        "executorch",
+        "click",
+        "rich",
+        "pydantic",
+        "jinja2",
+        "PIL",
+    ]
+    core = [
+        "calibration.dataset",
+        "calibration.statistics",
+        "calibration.batchnorm",
+        "pipeline.model.ingest",
+        "pipeline.model.edits",
+        "pipeline.compress.merge",
+        "pipeline.compress.truncate",
+        "pipeline.compress.linearize",
+        "pipeline.compress.analysis",
+        "pipeline.compress.plan",
+        "pipeline.compress.recover",
+    ]
+    run_python(
+        f"import sys\nfor name in {banned}: sys.modules[name] = None\n" + "\n".join(f"import {name}" for name in core)
+    )

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model import CLASSES, FashionNet, build
 from safetensors.torch import save_model
 from torch import Tensor, nn
-
-from model import CLASSES, FashionNet, build
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE / "build" / "checkpoint.pt"
@@ -46,8 +45,9 @@ def read_set(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
 
 def write_balanced(path: Path, images: Tensor, labels: Tensor, rng: np.random.Generator) -> None:
     """Saves `SAMPLES_PER_CLASS` images of each class in random order: x [N, 1, 28, 28] uint8, y [N] int64."""
-    per_class = [rng.choice(np.flatnonzero(labels.numpy() == c), SAMPLES_PER_CLASS, replace=False)
-                 for c in range(len(CLASSES))]
+    per_class = [
+        rng.choice(np.flatnonzero(labels.numpy() == c), SAMPLES_PER_CLASS, replace=False) for c in range(len(CLASSES))
+    ]
     chosen = rng.permutation(np.concatenate(per_class))
     np.savez_compressed(path, x=images.numpy()[chosen], y=labels.numpy()[chosen])
 
@@ -73,22 +73,30 @@ def augmented(images: Tensor, max_shift: int = 2) -> Tensor:
 def accuracy(network: FashionNet, images: Tensor, labels: Tensor) -> float:
     """Top-1 on uint8 images, as a fraction."""
     network.eval()
-    hits = sum(int((network(scaled(x)).argmax(1) == y).sum())
-               for x, y in zip(images.split(500), labels.split(500), strict=True))
+    hits = sum(
+        int((network(scaled(x)).argmax(1) == y).sum())
+        for x, y in zip(images.split(500), labels.split(500), strict=True)
+    )
     return hits / len(labels)
 
 
-def train(args: argparse.Namespace, images: Tensor, labels: Tensor, test_images: Tensor,
-          test_labels: Tensor) -> tuple[FashionNet, list[dict[str, float]]]:
+def train(
+    args: argparse.Namespace, images: Tensor, labels: Tensor, test_images: Tensor, test_labels: Tensor
+) -> tuple[FashionNet, list[dict[str, float]]]:
     """SGD with Nesterov momentum and one learning-rate cycle; keeps the last weights, not the best on the test set."""
     network = build().to(memory_format=torch.channels_last)
     steps = len(images) // args.batch
     decayed = [p for p in network.parameters() if p.ndim > 1]
     undecayed = [p for p in network.parameters() if p.ndim <= 1]  # norms and biases
-    optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": 5e-4}, {"params": undecayed, "weight_decay": 0.0}],
-                                lr=args.lr, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, epochs=args.epochs, steps_per_epoch=steps,
-                                                   pct_start=0.25, cycle_momentum=False)
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": 5e-4}, {"params": undecayed, "weight_decay": 0.0}],
+        lr=args.lr,
+        momentum=0.9,
+        nesterov=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, epochs=args.epochs, steps_per_epoch=steps, pct_start=0.25, cycle_momentum=False
+    )
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     log: list[dict[str, float]] = []
     if CHECKPOINT.exists():
@@ -112,13 +120,25 @@ def train(args: argparse.Namespace, images: Tensor, labels: Tensor, test_images:
             optimizer.step()
             schedule.step()
             loss_sum += loss.item()
-        log.append({"epoch": epoch + 1, "train_loss": round(loss_sum / steps, 4),
-                    "test_top1": round(accuracy(network, test_images, test_labels), 4),
-                    "seconds": round(time.monotonic() - started, 1)})
+        log.append(
+            {
+                "epoch": epoch + 1,
+                "train_loss": round(loss_sum / steps, 4),
+                "test_top1": round(accuracy(network, test_images, test_labels), 4),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+        )
         print(log[-1], flush=True)
         CHECKPOINT.parent.mkdir(exist_ok=True)
-        torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(), "log": log}, CHECKPOINT)
+        torch.save(
+            {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "log": log,
+            },
+            CHECKPOINT,
+        )
     return network, log
 
 
@@ -147,9 +167,10 @@ def main() -> None:
     log = {
         "settings": {"epochs": args.epochs, "batch": args.batch, "lr": args.lr, "bf16": args.bf16, "seed": args.seed},
         "parameters": sum(p.numel() for p in network.parameters()),
-        "test_top1": {"all_10000": accuracy(network, test_images, test_labels),
-                      "committed_2000": accuracy(network, torch.from_numpy(committed["x"]),
-                                                 torch.from_numpy(committed["y"]))},
+        "test_top1": {
+            "all_10000": accuracy(network, test_images, test_labels),
+            "committed_2000": accuracy(network, torch.from_numpy(committed["x"]), torch.from_numpy(committed["y"])),
+        },
         "epochs": epochs,
     }
     (HERE / "train_log.json").write_text(json.dumps(log, indent=1) + "\n")

@@ -29,7 +29,9 @@ def recipe_options(command: Any) -> Any:
         click.option("--target", help="Target profile, see `planish targets list`."),
         click.option("--latency", help="What to meet, with its unit: 12ms, or 60% of what the original takes."),
         click.option("--max-drop", help="Quality that may be lost: 0.5pt."),
-        click.option("--format", "formats", multiple=True, help="tflite or onnx, repeatable; the first must meet the latency."),
+        click.option(
+            "--format", "formats", multiple=True, help="tflite or onnx, repeatable; the first must meet the latency."
+        ),
         click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC)."),
         click.option("--recover-steps", type=int, help="Optimiser steps of the final recovery (default: 400)."),
         click.option("--recover-batch", type=int, help="Samples a step (default: 64)."),
@@ -44,8 +46,11 @@ def recipe_options(command: Any) -> Any:
 
 def recipe_from(model: str | None, options: dict[str, Any]) -> Recipe:
     """A recipe from the command line's words."""
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
-              if value not in ((), None, False)}
+    fields = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in options.items()
+        if value not in ((), None, False)
+    }
     if fields.pop("channels_first", False):
         fields["channels_last"] = False
     if fields.pop("no_mixup", False):
@@ -60,8 +65,9 @@ def recipe_from(model: str | None, options: dict[str, Any]) -> Recipe:
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory.")
 @click.option("--dry-run", is_flag=True, help="Read everything and plan once; write, export and measure nothing.")
 @speaking
-def command(model: str | None, output: Path | None, resume: Path | None, dry_run: bool, console: Console,
-            **options: Any) -> int:
+def command(
+    model: str | None, output: Path | None, resume: Path | None, dry_run: bool, console: Console, **options: Any
+) -> int:
     """Flatten MODEL until its exported artifact meets a latency on a target.
 
     MODEL is file.py:callable, package.module:callable, model.pt2, or a planish.toml that holds all of it.
@@ -93,9 +99,13 @@ def command(model: str | None, output: Path | None, resume: Path | None, dry_run
 def _recipe(model: str | None, resume: Path | None, options: dict[str, Any]) -> Recipe:
     if resume is not None:
         if not (resume / "recipe.toml").is_file():
-            raise UsageError("there is no run to resume", where=str(resume), why="it holds no recipe.toml",
-                             fix="give the directory of an earlier run, or start one: planish fit MODEL ...",
-                             code="RUN_MISSING")
+            raise UsageError(
+                "there is no run to resume",
+                where=str(resume),
+                why="it holds no recipe.toml",
+                fix="give the directory of an earlier run, or start one: planish fit MODEL ...",
+                code="RUN_MISSING",
+            )
         return read_recipe(resume / "recipe.toml")
     if model is not None and model.endswith(".toml"):
         return read_recipe(Path(model))
@@ -112,22 +122,32 @@ def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:
 
     with tempfile.TemporaryDirectory(prefix="planish-dry-") as scratch, console.stage("planning") as stage:
         stages = Stages(RunDirectory.create(Path(scratch) / "run", recipe.to_toml()), recipe, profile, stage.update)
-        stages.data  # noqa: B018  (checks the data)
+        stages.check_data()
         analysis = stages.analysis
         chosen = plan(analysis, recipe.latency_ms(analysis.base_ms))
     rows = edit_rows(chosen, stages.statistics)
-    human = [Text(recipe.to_toml()),
-             Text(f"predicted {chosen.predicted_ms:.4g} ms of {analysis.base_ms:.4g} ms with {len(rows)} edits; predictions "
-                  "choose where to probe, only measurements count")]
+    human = [
+        Text(recipe.to_toml()),
+        Text(
+            f"predicted {chosen.predicted_ms:.4g} ms of {analysis.base_ms:.4g} ms with {len(rows)} edits; predictions "
+            "choose where to probe, only measurements count"
+        ),
+    ]
     human += [Text(f"  {row['kind']} {row['site']}: {row['summary']}") for row in rows]
-    console.result(human, recipe=recipe.model_dump(), predicted_ms=chosen.predicted_ms, base_ms=analysis.base_ms, edits=rows)
+    console.result(
+        human, recipe=recipe.model_dump(), predicted_ms=chosen.predicted_ms, base_ms=analysis.base_ms, edits=rows
+    )
     return 0
 
 
 def _stem(model: str) -> str:
     path, _, name = model.rpartition(":")
     place = Path(path or model)
-    return place.parent.name if place.stem in ("model", "models") and place.parent.name else place.stem.rpartition(".")[2] or name
+    return (
+        place.parent.name
+        if place.stem in ("model", "models") and place.parent.name
+        else place.stem.rpartition(".")[2] or name
+    )
 
 
 def _command_line() -> str:

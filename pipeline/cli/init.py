@@ -27,8 +27,15 @@ def command(model: str, output: Path, console: Console, **options: Any) -> None:
     recipe = recipe_from(model, options)
     load_profile(recipe.target)
     if output.exists():
-        raise UsageError("the recipe's file exists already", where=str(output), why="planish does not overwrite it",
-                         fix="choose another -o, or remove the file", code="RECIPE_EXISTS")
+        raise UsageError(
+            "the recipe's file exists already",
+            where=str(output),
+            why="planish does not overwrite it",
+            fix="choose another -o, or remove the file",
+            code="RECIPE_EXISTS",
+        )
     with writing(output):
         write_atomic(output, recipe.to_toml())
-    console.result([Text(f"{output} written; run it with: planish fit {output}")], file=str(output), recipe=recipe.model_dump())
+    console.result(
+        [Text(f"{output} written; run it with: planish fit {output}")], file=str(output), recipe=recipe.model_dump()
+    )

@@ -32,26 +32,55 @@ def command(model: str, weights: str | None, data: str | None, target: str | Non
     costs = CostTable.load(load_profile(target)) if target else None
     with console.stage("reading") as stage:
         stage.update(model)
-        network = ingest(model, weights=Path(weights) if weights else None,
-                         example=(lambda: next(open_samples(data).take(2).batches(2))[0]) if data else None)
+        network = ingest(
+            model,
+            weights=Path(weights) if weights else None,
+            example=(lambda: next(open_samples(data).take(2).batches(2))[0]) if data else None,
+        )
         entropy: dict[str, float] = {}
         if data:
             samples = open_samples(data, input_shape=network.input_shape)
-            found = collect(network.graph, sites(network), samples.take(512).batches(64), channel_dims=channel_dims(network))
+            found = collect(
+                network.graph, sites(network), samples.take(512).batches(64), channel_dims=channel_dims(network)
+            )
             entropy = {site: found[site].entropy() for site in found}
     rows: list[dict[str, Any]] = [
-        {"name": row.name, "description": row.description, "parameters": row.parameters, "macs": row.macs,
-         "predicted_ms": costs.milliseconds(row.operator) if costs else None} for row in operators(network)]
-    layers = Table("layer", "what", "parameters", "MMACs", *(["predicted ms"] if costs else []), box=None, pad_edge=False)
+        {
+            "name": row.name,
+            "description": row.description,
+            "parameters": row.parameters,
+            "macs": row.macs,
+            "predicted_ms": costs.milliseconds(row.operator) if costs else None,
+        }
+        for row in operators(network)
+    ]
+    layers = Table(
+        "layer", "what", "parameters", "MMACs", *(["predicted ms"] if costs else []), box=None, pad_edge=False
+    )
     for row in rows:
-        layers.add_row(row["name"], row["description"], f"{row['parameters']:,}", f"{row['macs'] / 1e6:.2f}",
-                       *([f"{row['predicted_ms']:.4f}"] if costs else []))
+        layers.add_row(
+            row["name"],
+            row["description"],
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:.2f}",
+            *([f"{row['predicted_ms']:.4f}"] if costs else []),
+        )
     activations = Table("activation", "kind", "entropy, bits", "where", box=None, pad_edge=False)
     for site in sorted(sites(network), key=lambda name: entropy.get(name, 0.0)):
-        activations.add_row(site, type(network.layer(site)).__name__, f"{entropy[site]:.3f}" if site in entropy else "",
-                            network.sources.get(site, ""))
+        activations.add_row(
+            site,
+            type(network.layer(site)).__name__,
+            f"{entropy[site]:.3f}" if site in entropy else "",
+            network.sources.get(site, ""),
+        )
     total = sum(row["predicted_ms"] for row in rows) if costs else None
-    line = (f"{network.parameters():,} parameters, {sum(row['macs'] for row in rows) / 1e6:.1f} MMACs"
-            + (f", predicted {total:.3g} ms on {target} (cost table, {costs.source})" if costs else ""))
-    console.result([layers, Text(), activations, Text(), Text(line)], layers=rows, entropy=entropy,
-                   parameters=network.parameters(), predicted_ms=total)
+    line = f"{network.parameters():,} parameters, {sum(row['macs'] for row in rows) / 1e6:.1f} MMACs" + (
+        f", predicted {total:.3g} ms on {target} (cost table, {costs.source})" if costs else ""
+    )
+    console.result(
+        [layers, Text(), activations, Text(), Text(line)],
+        layers=rows,
+        entropy=entropy,
+        parameters=network.parameters(),
+        predicted_ms=total,
+    )

@@ -20,8 +20,14 @@ from targets.errors import UsageError
 @click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @speaking
-def command(artifacts: tuple[Path, ...], target: str, data: str, mean: tuple[float, ...], std: tuple[float, ...],
-            console: Console) -> None:
+def command(
+    artifacts: tuple[Path, ...],
+    target: str,
+    data: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    console: Console,
+) -> None:
     """Time ARTIFACTS (.tflite, .onnx) on a target; samples are given as the network takes them, channels first."""
     import numpy as np
 
@@ -31,19 +37,32 @@ def command(artifacts: tuple[Path, ...], target: str, data: str, mean: tuple[flo
     from targets.runners.artifact import ArtifactError, open_artifact
 
     profile = load_profile(target)
-    with tempfile.TemporaryDirectory(prefix="planish-measure-") as scratch, console.stage(f"measuring on {target}") as stage:
+    with (
+        tempfile.TemporaryDirectory(prefix="planish-measure-") as scratch,
+        console.stage(f"measuring on {target}") as stage,
+    ):
         sample = next(open_samples(data, mean=mean or None, std=std or None).take(1).batches(1))[0].numpy()
         jobs = []
         for i, artifact in enumerate(artifacts):
             format = artifact.suffix.lstrip(".")
             if format not in ("tflite", "onnx"):
-                raise UsageError("this kind of artifact cannot be measured", where=str(artifact), code="FORMAT_UNKNOWN",
-                                 why=f"the file ends in '{artifact.suffix}'", fix="give a .tflite or an .onnx file")
+                raise UsageError(
+                    "this kind of artifact cannot be measured",
+                    where=str(artifact),
+                    code="FORMAT_UNKNOWN",
+                    why=f"the file ends in '{artifact.suffix}'",
+                    fix="give a .tflite or an .onnx file",
+                )
             try:
                 shape = open_artifact(artifact, format).inputs[0][1]
             except ArtifactError as error:
-                raise UsageError("the artifact cannot be opened", where=str(artifact), why=str(error), code="ARTIFACT_UNUSABLE",
-                                 fix="give a file that `planish export` or `planish fit` wrote") from error
+                raise UsageError(
+                    "the artifact cannot be opened",
+                    where=str(artifact),
+                    why=str(error),
+                    code="ARTIFACT_UNUSABLE",
+                    fix="give a file that `planish export` or `planish fit` wrote",
+                ) from error
             last = sample.ndim == 4 and shape != sample.shape and shape == tuple(sample.shape[i] for i in (0, 2, 3, 1))
             inputs = Path(scratch) / f"{i}.npz"
             np.savez(inputs, x=np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) if last else sample)
@@ -51,6 +70,11 @@ def command(artifacts: tuple[Path, ...], target: str, data: str, mean: tuple[flo
         found = measure_many(jobs, profile=profile, progress=stage.update)
     table = Table("artifact", "runtime", "median ms", "interval", "instructions", box=None, pad_edge=False)
     for artifact, m in zip(artifacts, found, strict=True):
-        table.add_row(str(artifact), m.runtime, f"{m.median_ms:.4g}", f"{m.low_ms:.4g} … {m.high_ms:.4g}",
-                      f"{m.instructions:,}" if m.instructions else "")
+        table.add_row(
+            str(artifact),
+            m.runtime,
+            f"{m.median_ms:.4g}",
+            f"{m.low_ms:.4g} … {m.high_ms:.4g}",
+            f"{m.instructions:,}" if m.instructions else "",
+        )
     console.result([table], measurements=[m.to_json() for m in found])

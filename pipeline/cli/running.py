@@ -16,12 +16,14 @@ from targets.cache import write_atomic
 from targets.profile import Profile
 
 
-def run_fit(run: RunDirectory, recipe: Recipe, profile: Profile, console: Console, *, command: str,
-            started: datetime) -> RunRecord:
+def run_fit(
+    run: RunDirectory, recipe: Recipe, profile: Profile, console: Console, *, command: str, started: datetime
+) -> RunRecord:
     """Run `fit` in a run directory, speaking of each stage and candidate, and write the report and the bundle."""
     write_atomic(run.root / "environment.json", json.dumps(environment(), indent=1) + "\n")
     run.event("begin", command=command)
     with console.stage("fitting") as stage:
+
         def progress(text: str) -> None:
             stage.update(text)
             run.status(state="running", doing=text, at=datetime.now(UTC))
@@ -32,7 +34,9 @@ def run_fit(run: RunDirectory, recipe: Recipe, profile: Profile, console: Consol
             if candidate.index == 0:
                 console.begin(recipe.model, target_record(profile), goal_record(recipe, goal_ms))
             console.probe(candidate_record(stages, candidate, goal_ms))
-            run.event("candidate", index=candidate.index, milliseconds=candidate.milliseconds, verdict=candidate.verdict)
+            run.event(
+                "candidate", index=candidate.index, milliseconds=candidate.milliseconds, verdict=candidate.verdict
+            )
 
         result = fit(stages, told)
     record = run_record(stages, result, command=command, started=started, finished=datetime.now(UTC))

@@ -25,7 +25,9 @@ def speaking(command: Callable[..., int | None]) -> Callable[..., None]:
     it, is printed: the command line that goes on from there.
     """
 
-    @click.option("--json", "as_json", is_flag=True, help="Newline-delimited JSON events on stdout, the last the result.")
+    @click.option(
+        "--json", "as_json", is_flag=True, help="Newline-delimited JSON events on stdout, the last the result."
+    )
     @click.option("-q", "--quiet", is_flag=True, help="Only warnings, errors and the result.")
     @functools.wraps(command)
     def wrapped(*arguments: Any, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -54,7 +56,13 @@ def _run(console: Console, command: Callable[..., int | None], *arguments: Any, 
         if os.environ.get("PLANISH_TRACEBACK"):
             traceback.print_exc()
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        console.error(PlanishError(f"planish met something it did not expect: {type(error).__name__}",
-                                   where=f"{frame.filename}:{frame.lineno} in {frame.name}", why=str(error) or "no message",
-                                   fix="run it again with PLANISH_TRACEBACK=1 and report the output", code="UNEXPECTED"))
+        console.error(
+            PlanishError(
+                f"planish met something it did not expect: {type(error).__name__}",
+                where=f"{frame.filename}:{frame.lineno} in {frame.name}",
+                why=str(error) or "no message",
+                fix="run it again with PLANISH_TRACEBACK=1 and report the output",
+                code="UNEXPECTED",
+            )
+        )
         return 1

@@ -36,15 +36,22 @@ def show(target: str, console: Console) -> None:
     profile = load_profile(target)
     facts = {"title": profile.title, "device": profile.device, "soc": profile.soc, "version": profile.version}
     if profile.core:
-        facts |= {"core": profile.core.name, "clock": f"{profile.core.clock_ghz:g} GHz", "MIDR part": hex(profile.core.midr_part),
-                  "scheduling model": profile.core.mca_cpu, "features": " ".join(profile.core.features)}
+        facts |= {
+            "core": profile.core.name,
+            "clock": f"{profile.core.clock_ghz:g} GHz",
+            "MIDR part": hex(profile.core.midr_part),
+            "scheduling model": profile.core.mca_cpu,
+            "features": " ".join(profile.core.features),
+        }
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in facts.items():
         table.add_row(name, value)
     sources = Table("fact", "source", box=None, pad_edge=False)
     for name, source in profile.sources.items():
         sources.add_row(name, source)
-    console.result([table, Text(), sources, Text(), Text(profile.notes)], **facts, sources=profile.sources, notes=profile.notes)
+    console.result(
+        [table, Text(), sources, Text(), Text(profile.notes)], **facts, sources=profile.sources, notes=profile.notes
+    )
 
 
 @command.command("setup")

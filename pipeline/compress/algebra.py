@@ -58,8 +58,9 @@ class LinearOperator:
         if self.tokens:
             layer: nn.Module = nn.Linear(self.in_channels, self.out_channels)
         else:
-            layer = nn.Conv2d(self.in_channels, self.out_channels, self.kernel, self.stride, self.padding, self.dilation,
-                              self.groups)
+            layer = nn.Conv2d(
+                self.in_channels, self.out_channels, self.kernel, self.stride, self.padding, self.dilation, self.groups
+            )
         with torch.no_grad():
             layer.weight.copy_(self.weight.reshape(layer.weight.shape))
             layer.bias.copy_(self.bias)
@@ -92,7 +93,7 @@ def is_scaling(module: nn.Module) -> bool:
 
 
 def scaling_of(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift, [C] float64, of a batch norm with its running statistics and own eps, or of a `ChannelAffine`."""
+    """Scale and shift, [C] float64, of a batch norm (running statistics, its own eps) or of a `ChannelAffine`."""
     if isinstance(module, ChannelAffine):
         return module.scale.detach().double(), module.shift.detach().double()
     mean, variance = module.running_mean.double(), module.running_var.double()
@@ -120,24 +121,30 @@ def composed(first: LinearOperator, second: LinearOperator) -> LinearOperator:
     blocks = []
     for w1, w2 in zip(inner.split(middle), second.weight.split(outer), strict=True):
         # Input channels are the batch: full convolution of W1 with W2, whose taps stand s1 * d2 apart.
-        full = F.conv_transpose2d(w1.transpose(0, 1), w2.transpose(0, 1), dilation=(s1h * second.dilation[0],
-                                                                                     s1w * second.dilation[1]))
+        full = F.conv_transpose2d(
+            w1.transpose(0, 1), w2.transpose(0, 1), dilation=(s1h * second.dilation[0], s1w * second.dilation[1])
+        )
         blocks.append(full.transpose(0, 1))
     weight = torch.cat(blocks)
     taps = second.weight.sum((2, 3))
     bias = second.bias + torch.einsum("gom,gm->go", taps.view(g, outer, middle), first.bias.view(g, middle)).reshape(-1)
     return LinearOperator(
-        weight.contiguous(), bias,
+        weight.contiguous(),
+        bias,
         stride=(s1h * second.stride[0], s1w * second.stride[1]),
         padding=(first.padding[0] + s1h * second.padding[0], first.padding[1] + s1w * second.padding[1]),
-        dilation=first.dilation if pointwise else (1, 1), groups=g, tokens=first.tokens and second.tokens,
+        dilation=first.dilation if pointwise else (1, 1),
+        groups=g,
+        tokens=first.tokens and second.tokens,
     )
 
 
 def takes_skip(operator: LinearOperator) -> bool:
     """Whether `x + operator(x)` is again one operator: same shape in and out, and a kernel with a centre."""
-    centred = all(k % 2 == 1 and p == d * (k // 2)
-                  for k, p, d in zip(operator.kernel, operator.padding, operator.dilation, strict=True))
+    centred = all(
+        k % 2 == 1 and p == d * (k // 2)
+        for k, p, d in zip(operator.kernel, operator.padding, operator.dilation, strict=True)
+    )
     return centred and operator.stride == (1, 1) and operator.in_channels == operator.out_channels
 
 
@@ -166,7 +173,7 @@ def _dense(operator: LinearOperator) -> LinearOperator:
     weight = operator.weight.new_zeros(operator.out_channels, operator.in_channels, *operator.kernel)
     row = 0
     for group, block in enumerate(blocks):
-        weight[row:row + len(block), group * per_group:(group + 1) * per_group] = block
+        weight[row : row + len(block), group * per_group : (group + 1) * per_group] = block
         row += len(block)
     return replace(operator, weight=weight, groups=1)
 

@@ -75,13 +75,26 @@ def divergence(reference: Tensor, output: Tensor) -> float:
     """How far outputs are from the original's: mean KL (nats) of class probabilities for [N, C] logits with C > 1,
     else the mean squared error relative to the reference's variance."""
     if reference.ndim == 2 and reference.shape[1] > 1:
-        return F.kl_div(output.double().log_softmax(1), reference.double().log_softmax(1), reduction="batchmean",
-                        log_target=True).clamp_min(0).item()
+        return (
+            F.kl_div(
+                output.double().log_softmax(1),
+                reference.double().log_softmax(1),
+                reduction="batchmean",
+                log_target=True,
+            )
+            .clamp_min(0)
+            .item()
+        )
     return ((output - reference).double().square().mean() / reference.double().var().clamp_min(1e-12)).item()
 
 
-def analyse(base: Network, statistics: Statistics, samples: Iterable[Tensor], costs: CostTable,
-            progress: Callable[[str], None] = lambda text: None) -> Analysis:
+def analyse(
+    base: Network,
+    statistics: Statistics,
+    samples: Iterable[Tensor],
+    costs: CostTable,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Analysis:
     """Measure every option once.
 
     Args:
@@ -108,15 +121,29 @@ def run(network: Network, batches: Sequence[Tensor]) -> Tensor:
         return torch.cat([network(batch) for batch in batches])
 
 
-def _levels(base: Network, statistics: Statistics, batches: Sequence[Tensor], reference: Tensor, costs: CostTable,
-            base_ms: float, rejected: list[tuple[str, str, str]], progress: Callable[[str], None]) -> list[Level]:
+def _levels(
+    base: Network,
+    statistics: Statistics,
+    batches: Sequence[Tensor],
+    reference: Tensor,
+    costs: CostTable,
+    base_ms: float,
+    rejected: list[tuple[str, str, str]],
+    progress: Callable[[str], None],
+) -> list[Level]:
     useful = []
     for segment in segments(base, costs):
         if any(site not in statistics for site in segment.sites):
             rejected.append(("merge", segment.layers[0], "a rectifier inside it was not seen on the calibration data"))
         elif segment.saving_ms <= 0:
-            rejected.append(("merge", segment.layers[0], f"{segment.becomes} would take {segment.after_ms:.4f} ms, the "
-                             f"{len(segment.layers)} layers it replaces take {segment.before_ms:.4f} ms"))
+            rejected.append(
+                (
+                    "merge",
+                    segment.layers[0],
+                    f"{segment.becomes} would take {segment.after_ms:.4f} ms, the "
+                    f"{len(segment.layers)} layers it replaces take {segment.before_ms:.4f} ms",
+                )
+            )
         else:
             useful.append(segment)
     order = sorted({site for segment in useful for site in segment.sites}, key=lambda s: (statistics[s].entropy(), s))
@@ -132,8 +159,15 @@ def _levels(base: Network, statistics: Statistics, batches: Sequence[Tensor], re
         edited = replay(base, edits)
         reestimate(edited.graph, batches)
         saved = sum(segment.saving_ms for segment in chosen)
-        levels.append(Level(chosen, edits, base_ms - saved, divergence(reference, run(edited, batches)) if edits else 0.0,
-                            statistics[order[k - 1]].entropy() if k else 0.0))
+        levels.append(
+            Level(
+                chosen,
+                edits,
+                base_ms - saved,
+                divergence(reference, run(edited, batches)) if edits else 0.0,
+                statistics[order[k - 1]].entropy() if k else 0.0,
+            )
+        )
     return levels
 
 
@@ -156,8 +190,15 @@ def _best_disjoint(candidates: Sequence[Segment]) -> tuple[Segment, ...]:
     return tuple(result)
 
 
-def _truncations(base: Network, batches: Sequence[Tensor], reference: Tensor, costs: CostTable, times: Mapping[str, float],
-                 rejected: list[tuple[str, str, str]], progress: Callable[[str], None]) -> dict[str, tuple[Truncation, ...]]:
+def _truncations(
+    base: Network,
+    batches: Sequence[Tensor],
+    reference: Tensor,
+    costs: CostTable,
+    times: Mapping[str, float],
+    rejected: list[tuple[str, str, str]],
+    progress: Callable[[str], None],
+) -> dict[str, tuple[Truncation, ...]]:
     names = [node.target for node in base.graph.graph.nodes if node.op == "call_module"]
     layers = [name for name, module in base.layers().items() if truncatable(module) and names.count(name) == 1]
     progress(f"measuring the output covariance of {len(layers)} layers")
@@ -172,12 +213,15 @@ def _truncations(base: Network, batches: Sequence[Tensor], reference: Tensor, co
         for rank in _ranks(full_rank(base.layer(layer))):
             with torch.device("meta"):
                 reduce, expand = (part.module() for part in factors(shape, rank))
-            thin = (costs.milliseconds(layer_operator(reduce, maps[layer].in_size, maps[layer].out_size))
-                    + costs.milliseconds(layer_operator(expand, maps[layer].out_size, maps[layer].out_size)))
+            thin = costs.milliseconds(
+                layer_operator(reduce, maps[layer].in_size, maps[layer].out_size)
+            ) + costs.milliseconds(layer_operator(expand, maps[layer].out_size, maps[layer].out_size))
             savings[rank] = times[layer] - thin
         ranks = [rank for rank, saving in savings.items() if saving > 0]
         if not ranks:
-            rejected.append(("truncate", layer, f"no rank makes two thin layers cheaper than the {times[layer]:.4f} ms of one"))
+            rejected.append(
+                ("truncate", layer, f"no rank makes two thin layers cheaper than the {times[layer]:.4f} ms of one")
+            )
             continue
         dropped = {rank: (values[rank:].sum() / values.sum().clamp_min(1e-30)).item() for rank in ranks}
         probe = min(ranks, key=lambda r: abs(r - ranks[-1] / 2))
@@ -186,8 +230,15 @@ def _truncations(base: Network, batches: Sequence[Tensor], reference: Tensor, co
         damage = divergence(reference, run(replay(base, [cut]), batches))
         scale = damage / max(dropped[probe], 1e-9)
         found[layer] = tuple(
-            Truncation(layer, rank, savings[rank], scale * dropped[rank],
-                       truncate(layer, rank, basis=vectors[:, :rank].clone(), mean=mean)) for rank in ranks)
+            Truncation(
+                layer,
+                rank,
+                savings[rank],
+                scale * dropped[rank],
+                truncate(layer, rank, basis=vectors[:, :rank].clone(), mean=mean),
+            )
+            for rank in ranks
+        )
     return found
 
 

@@ -25,7 +25,9 @@ RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, n
 def sites(network: Network) -> list[str]:
     """Names of the rectifiers that are called once, in execution order."""
     calls = [node.target for node in network.graph.graph.nodes if node.op == "call_module"]
-    return [name for name, layer in network.layers().items() if isinstance(layer, RECTIFIERS) and calls.count(name) == 1]
+    return [
+        name for name, layer in network.layers().items() if isinstance(layer, RECTIFIERS) and calls.count(name) == 1
+    ]
 
 
 def channel_dims(network: Network) -> dict[str, int]:
@@ -48,6 +50,7 @@ def linearize(site: str, scale: Tensor, shift: Tensor, channel_dim: int) -> Edit
 @applies("linearize")
 def _apply(network: Network, edit: Edit) -> Network:
     graph = network.copy().graph
-    graph.set_submodule(edit.site, ChannelAffine(edit.tensors["scale"], edit.tensors["shift"],
-                                                 edit.arguments["channel_dim"]))
+    graph.set_submodule(
+        edit.site, ChannelAffine(edit.tensors["scale"], edit.tensors["shift"], edit.arguments["channel_dim"])
+    )
     return network.edited(graph, edit)

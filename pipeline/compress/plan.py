@@ -58,8 +58,15 @@ def _at_level(analysis: Analysis, level: Level, budget_ms: float) -> Plan:
     free = [options for layer, options in analysis.truncations.items() if layer not in merged]
     chosen = _least_damage(free, level.predicted_ms - budget_ms)
     predicted = level.predicted_ms - sum(t.saving_ms for t in chosen)
-    return Plan((*level.edits, *(t.edit for t in chosen)), budget_ms, predicted,
-                level.damage + sum(t.damage for t in chosen), predicted <= budget_ms + 1e-12, level, chosen)
+    return Plan(
+        (*level.edits, *(t.edit for t in chosen)),
+        budget_ms,
+        predicted,
+        level.damage + sum(t.damage for t in chosen),
+        predicted <= budget_ms + 1e-12,
+        level,
+        chosen,
+    )
 
 
 def _least_damage(choices: Sequence[Sequence[Truncation]], needed_ms: float) -> tuple[Truncation, ...]:

@@ -54,8 +54,15 @@ class Recovery:
     seed: int = 0
 
 
-def recover(student: Network, teacher: Network, samples: Samples, settings: Recovery, *, checkpoint: Path | None = None,
-            progress: Callable[[int, float], None] = lambda step, loss: None) -> Network:
+def recover(
+    student: Network,
+    teacher: Network,
+    samples: Samples,
+    settings: Recovery,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Network:
     """Distil `teacher` into a copy of `student` on the user's samples.
 
     Args:
@@ -102,7 +109,7 @@ def _batch(samples: Samples, settings: Recovery, step: int) -> tuple[Tensor, Ten
     size = min(settings.batch, len(samples))
     a_pass = len(samples) // size
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(settings.seed + step // a_pass))
-    chosen = order[step % a_pass * size:][:size].tolist()
+    chosen = order[step % a_pass * size :][:size].tolist()
     return next(samples.select(chosen).batches(size))
 
 
@@ -114,7 +121,7 @@ def _mixed(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _distance(target: Tensor, output: Tensor) -> Tensor:
-    """KL of class probabilities for logits [N, C] with C > 1, else the squared error relative to the target's variance."""
+    """KL of class probabilities for logits [N, C], C > 1, else the squared error relative to the target's variance."""
     if target.ndim == 2 and target.shape[1] > 1:
         return F.kl_div(output.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
     return (output - target).square().mean() / target.var().clamp_min(1e-12)

@@ -97,8 +97,15 @@ def _continues(node: fx.Node, links: set[fx.Node]) -> bool:
     return source in links and len(source.users) == 1
 
 
-def _from(network: Network, trunk: Sequence[fx.Node], kinds: Sequence[nn.Module], start: int, times: Mapping[str, float],
-          maps: Mapping[str, object], costs: CostTable) -> list[Segment]:
+def _from(
+    network: Network,
+    trunk: Sequence[fx.Node],
+    kinds: Sequence[nn.Module],
+    start: int,
+    times: Mapping[str, float],
+    maps: Mapping[str, object],
+    costs: CostTable,
+) -> list[Segment]:
     """The segments that begin at `start`, one for every later layer of the trunk."""
     found: list[Segment] = []
     merged, moved, layers = shape_of(kinds[start]), False, 1
@@ -114,17 +121,30 @@ def _from(network: Network, trunk: Sequence[fx.Node], kinds: Sequence[nn.Module]
         merged, layers = composed(merged, following), layers + 1
         while end + 1 < len(trunk) and is_scaling(kinds[end + 1]):
             end += 1
-        names = tuple(node.target for node in trunk[start:end + 1])
-        sites = tuple(name for name, kind in zip(names, kinds[start:end + 1], strict=True) if isinstance(kind, RECTIFIERS))
+        names = tuple(node.target for node in trunk[start : end + 1])
+        sites = tuple(
+            name for name, kind in zip(names, kinds[start : end + 1], strict=True) if isinstance(kind, RECTIFIERS)
+        )
         before = sum(times.get(name, 0.0) for name in names)
         with torch.device("meta"):
             layer = merged.module()
-        last = next(node.target for node in reversed(trunk[:end + 1]) if is_layer(network.layer(node.target)))
+        last = next(node.target for node in reversed(trunk[: end + 1]) if is_layer(network.layer(node.target)))
         after = costs.milliseconds(layer_operator(layer, maps[first].in_size, maps[last].out_size))
         addition = skip_addition(trunk[end], trunk[start].args[0])
         skip = addition is not None and takes_skip(merged)
         if skip:
             before += times.get(addition.name, 0.0)
-        found.append(Segment(trunk[0].target, (start, end), names, sites, skip, before, after, moved,
-                             describe(layer) + (", skip inside" if skip else "")))
+        found.append(
+            Segment(
+                trunk[0].target,
+                (start, end),
+                names,
+                sites,
+                skip,
+                before,
+                after,
+                moved,
+                describe(layer) + (", skip inside" if skip else ""),
+            )
+        )
     return found

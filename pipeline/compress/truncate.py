@@ -1,6 +1,6 @@
 """Low-rank truncation: one layer becomes two thin ones.
 
-Output-channel mode (LoRITa, 2405.03089, section 4): with W seen as [Cout, Cin k k] and an orthonormal basis B of rank r,
+Output-channel mode (LoRITa, 2405.03089, section 4): with W seen as [Cout, Cin k k], an orthonormal basis B of rank r,
 
     conv k x k: Cin -> r, weight B^T W;   then 1x1: r -> Cout, weight B
 
@@ -44,8 +44,9 @@ def truncate(site: str, rank: int, *, basis: Tensor | None = None, mean: Tensor 
     return Edit("truncate", site, {"rank": rank, "basis": "weights" if basis is None else "outputs"}, tensors)
 
 
-def factors(operator: LinearOperator, rank: int, basis: Tensor | None = None,
-            mean: Tensor | None = None) -> tuple[LinearOperator, LinearOperator]:
+def factors(
+    operator: LinearOperator, rank: int, basis: Tensor | None = None, mean: Tensor | None = None
+) -> tuple[LinearOperator, LinearOperator]:
     """The two thin operators, first `reduce` (k x k, no bias), then `expand` (1x1)."""
     matrix = operator.weight.flatten(1)
     if basis is None:
@@ -55,8 +56,14 @@ def factors(operator: LinearOperator, rank: int, basis: Tensor | None = None,
     else:
         down, up = basis.T @ matrix, basis
         bias = basis @ (basis.T @ (operator.bias - mean)) + mean
-    reduce = LinearOperator(down.reshape(rank, *operator.weight.shape[1:]), torch.zeros(rank, dtype=torch.float64),
-                            operator.stride, operator.padding, operator.dilation, tokens=operator.tokens)
+    reduce = LinearOperator(
+        down.reshape(rank, *operator.weight.shape[1:]),
+        torch.zeros(rank, dtype=torch.float64),
+        operator.stride,
+        operator.padding,
+        operator.dilation,
+        tokens=operator.tokens,
+    )
     return reduce, LinearOperator(up[:, :, None, None], bias, tokens=operator.tokens)
 
 

@@ -67,9 +67,14 @@ class Artifact:
     @classmethod
     def from_json(cls, data: dict[str, Any], root: Path) -> Artifact:
         """The inverse of `to_json`."""
-        return cls(**{**data, "path": root / data["path"],
-                      "inputs": tuple(map(TensorSpec.from_json, data["inputs"])),
-                      "outputs": tuple(map(TensorSpec.from_json, data["outputs"]))})
+        return cls(
+            **{
+                **data,
+                "path": root / data["path"],
+                "inputs": tuple(map(TensorSpec.from_json, data["inputs"])),
+                "outputs": tuple(map(TensorSpec.from_json, data["outputs"])),
+            }
+        )
 
     def require_unchanged(self) -> None:
         """Raises VerificationError `ARTIFACT_CHANGED` unless the file still holds the bytes that were exported."""
@@ -77,9 +82,12 @@ class Artifact:
         if found != self.sha256:
             found_text = f"its SHA-256 is {found[:12]}…" if found else "there is no such file any more"
             raise VerificationError(
-                f"The {self.format} artifact is not the file that was exported.", where=str(self.path),
+                f"The {self.format} artifact is not the file that was exported.",
+                where=str(self.path),
                 why=f"{found_text}, the export recorded SHA-256 {self.sha256[:12]}….",
-                fix="export the network again; an edited artifact is a new artifact.", code="ARTIFACT_CHANGED")
+                fix="export the network again; an edited artifact is a new artifact.",
+                code="ARTIFACT_CHANGED",
+            )
 
 
 def sha256_of(path: Path) -> str:

@@ -32,9 +32,17 @@ _POLL_S = 0.1
 _CODE_ROOT = Path(__file__).resolve().parents[2]
 
 
-def export(network_pt2: Path, *, format: str, directory: Path, channels_last: bool = True,
-           input_range: tuple[float, float] | None = None, timeout_s: float = 900, log: Path,
-           progress: Callable[[str], None] | None = None) -> Artifact:
+def export(
+    network_pt2: Path,
+    *,
+    format: str,
+    directory: Path,
+    channels_last: bool = True,
+    input_range: tuple[float, float] | None = None,
+    timeout_s: float = 900,
+    log: Path,
+    progress: Callable[[str], None] | None = None,
+) -> Artifact:
     """Exports a saved network as `directory/model.<format>`, replacing an earlier one.
 
     Args:
@@ -53,16 +61,26 @@ def export(network_pt2: Path, *, format: str, directory: Path, channels_last: bo
         MissingEnvironmentError: `DISK_FULL`, `OUTPUT_UNWRITABLE`, `EXPORTER_MISSING`.
     """
     if format not in MODULES:
-        raise UsageError(f"There is no export to {format!r}.", where="format", why=nearest(format, MODULES)
-                         + "Formats: " + ", ".join(MODULES) + ".", fix="name one of these.", code="UNKNOWN_FORMAT")
+        raise UsageError(
+            f"There is no export to {format!r}.",
+            where="format",
+            why=nearest(format, MODULES) + "Formats: " + ", ".join(MODULES) + ".",
+            fix="name one of these.",
+            code="UNKNOWN_FORMAT",
+        )
     started = time.monotonic()
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _staging_beside(directory) as (staging, lock), log.open("wb") as captured:
             model = staging / f"model.{format}"
-            run = _run(_command(MODULES[format], network_pt2, model, channels_last), captured=captured.fileno(),
-                       held=lock, timeout_s=timeout_s, progress=progress or (lambda phase: None))
+            run = _run(
+                _command(MODULES[format], network_pt2, model, channels_last),
+                captured=captured.fileno(),
+                held=lock,
+                timeout_s=timeout_s,
+                progress=progress or (lambda phase: None),
+            )
             if run.status != 0:
                 raise _failure(run, network_pt2=network_pt2, format=format, log=log, timeout_s=timeout_s)
             specification = json.loads((staging / worker.SPECIFICATION).read_bytes())
@@ -73,13 +91,22 @@ def export(network_pt2: Path, *, format: str, directory: Path, channels_last: bo
             _sync(directory)
     except OSError as error:
         raise _environment_error(error, directory) from error
-    return Artifact(path, format, sha256, size, specification["runtime"], specification["runtime_minimum"],
-                    with_range(list(map(TensorSpec.from_json, specification["inputs"])), input_range),
-                    tuple(map(TensorSpec.from_json, specification["outputs"])), specification["tool_versions"],
-                    seconds=time.monotonic() - started)
+    return Artifact(
+        path,
+        format,
+        sha256,
+        size,
+        specification["runtime"],
+        specification["runtime_minimum"],
+        with_range(list(map(TensorSpec.from_json, specification["inputs"])), input_range),
+        tuple(map(TensorSpec.from_json, specification["outputs"])),
+        specification["tool_versions"],
+        seconds=time.monotonic() - started,
+    )
 
 
 # --- the child ----------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -89,8 +116,15 @@ class _Run:
 
 def _command(module: str, network_pt2: Path, model: Path, channels_last: bool) -> list[str]:
     # -P: a file called onnx.py in the directory the user stands in must not be taken for the package.
-    return [sys.executable, "-P", "-m", module, str(network_pt2), str(model),
-            *(["--channels-last"] if channels_last else [])]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        module,
+        str(network_pt2),
+        str(model),
+        *(["--channels-last"] if channels_last else []),
+    ]
 
 
 def _environment() -> dict[str, str]:
@@ -100,8 +134,15 @@ def _environment() -> dict[str, str]:
     constants the same on every machine. The hash seed fixes the iteration order of sets in the converters.
     """
     paths = [str(_CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1",
-            "PYTHONFAULTHANDLER": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
 
 
 def _run(command: list[str], *, captured: int, held: int, timeout_s: float, progress: Callable[[str], None]) -> _Run:
@@ -111,9 +152,15 @@ def _run(command: list[str], *, captured: int, held: int, timeout_s: float, prog
     process = None
     phase = "starting the converter"
     try:
-        process = subprocess.Popen([*command, "--progress-fd", str(phases_in)], stdin=subprocess.PIPE, stdout=captured,
-                                   stderr=captured, env=_environment(), pass_fds=(phases_in, held),
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            [*command, "--progress-fd", str(phases_in)],
+            stdin=subprocess.PIPE,
+            stdout=captured,
+            stderr=captured,
+            env=_environment(),
+            pass_fds=(phases_in, held),
+            start_new_session=True,
+        )
         os.close(phases_in)
         phases_in = -1
         open_for_reading = [phases]
@@ -140,53 +187,81 @@ def _run(command: list[str], *, captured: int, held: int, timeout_s: float, prog
 
 # --- failures -----------------------------------------------------------------------------------------------------
 
+
 def _failure(run: _Run, *, network_pt2: Path, format: str, log: Path, timeout_s: float) -> PlanishError:
     what, where = f"The network could not be exported to {format}.", str(network_pt2)
     read_log = f"read {log} for the converter's own words"
     if run.status is None:
         return VerificationError(
-            what, where=where, why=f"the converter had not finished after {timeout_s:g} s; it was {run.phase}.",
-            fix=f"allow more time, or {read_log}.", code="EXPORT_TIMEOUT")
+            what,
+            where=where,
+            why=f"the converter had not finished after {timeout_s:g} s; it was {run.phase}.",
+            fix=f"allow more time, or {read_log}.",
+            code="EXPORT_TIMEOUT",
+        )
     if run.status < 0:
         name = signal.Signals(-run.status).name
         hint = ", which is how a system that runs out of memory ends a process" if name == "SIGKILL" else ""
         return VerificationError(
-            what, where=where, why=f"the converter was ended by {name} while {run.phase}{hint}.",
-            fix=f"free some memory and try again, or {read_log}.", code="EXPORT_KILLED")
+            what,
+            where=where,
+            why=f"the converter was ended by {name} while {run.phase}{hint}.",
+            fix=f"free some memory and try again, or {read_log}.",
+            code="EXPORT_KILLED",
+        )
     why = _last_failure(log) or f"the converter stopped with exit status {run.status} while {run.phase}."
     if run.status == worker.EXIT_NO_ROOM:
         return _disk_full(why, log.parent)
     if run.status == worker.EXIT_MISSING_PACKAGE:
         return MissingEnvironmentError(
-            f"The converter to {format} cannot be loaded.", where=sys.executable, why=why,
-            fix=f"pip install planish again in this environment, or {read_log}.", code="EXPORTER_MISSING")
-    return VerificationError(what, where=where, why=why, code="EXPORT_FAILED",
-                             fix=f"replace the operator or layer named above, or {read_log}.")
+            f"The converter to {format} cannot be loaded.",
+            where=sys.executable,
+            why=why,
+            fix=f"pip install planish again in this environment, or {read_log}.",
+            code="EXPORTER_MISSING",
+        )
+    return VerificationError(
+        what,
+        where=where,
+        why=why,
+        code="EXPORT_FAILED",
+        fix=f"replace the operator or layer named above, or {read_log}.",
+    )
 
 
 def _last_failure(log: Path) -> str:
     """The sentence that the child distilled from its last exception; empty when it had no chance to."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    return next((line.removeprefix(worker.FAILURE_MARK) for line in reversed(lines)
-                 if line.startswith(worker.FAILURE_MARK)), "")
+    return next(
+        (line.removeprefix(worker.FAILURE_MARK) for line in reversed(lines) if line.startswith(worker.FAILURE_MARK)), ""
+    )
 
 
 def _environment_error(error: OSError, directory: Path) -> MissingEnvironmentError:
     why = f"{error.strerror or error}: {error.filename or directory}"
     if worker.out_of_room(error):
         return _disk_full(why, directory)
-    return MissingEnvironmentError("The artifact cannot be written.", where=str(directory), why=why,
-                                   fix="choose another output directory, or make this one writable.",
-                                   code="OUTPUT_UNWRITABLE")
+    return MissingEnvironmentError(
+        "The artifact cannot be written.",
+        where=str(directory),
+        why=why,
+        fix="choose another output directory, or make this one writable.",
+        code="OUTPUT_UNWRITABLE",
+    )
 
 
 def _disk_full(why: str, where: Path) -> MissingEnvironmentError:
-    return MissingEnvironmentError("There is no room left to write the export.", where=str(where), why=why,
-                                   fix=f"free some space (see: df -h {where}) and run the command again.",
-                                   code="DISK_FULL")
+    return MissingEnvironmentError(
+        "There is no room left to write the export.",
+        where=str(where),
+        why=why,
+        fix=f"free some space (see: df -h {where}) and run the command again.",
+        code="DISK_FULL",
+    )
 
 
 # --- the staging directory ----------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def _staging_beside(directory: Path) -> Iterator[tuple[Path, int]]:

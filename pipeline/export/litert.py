@@ -54,14 +54,20 @@ def _described(model: bytes, channels_last: bool) -> Conversion:
 
     def specs(details: dict[str, dict[str, Any]]) -> tuple[TensorSpec, ...]:
         shapes = {name: tuple(map(int, detail["shape"])) for name, detail in details.items()}
-        return tuple(TensorSpec(name, shape, details[name]["dtype"].__name__,
-                                layout_of(len(shape), channels_last=channels_last))
-                     for name, shape in sorted(shapes.items(), key=lambda item: int(item[0].rsplit("_", 1)[1])))
+        return tuple(
+            TensorSpec(name, shape, details[name]["dtype"].__name__, layout_of(len(shape), channels_last=channels_last))
+            for name, shape in sorted(shapes.items(), key=lambda item: int(item[0].rsplit("_", 1)[1]))
+        )
 
     flatbuffer = ModelT.InitFromPackedBuf(model, 0)
     metadata = {entry.name.decode(): bytes(flatbuffer.buffers[entry.buffer].data) for entry in flatbuffer.metadata}
-    return Conversion(model, "tensorflow-lite", metadata["min_runtime_version"].rstrip(b"\0").decode(),
-                      specs(signature.get_input_details()), specs(signature.get_output_details()))
+    return Conversion(
+        model,
+        "tensorflow-lite",
+        metadata["min_runtime_version"].rstrip(b"\0").decode(),
+        specs(signature.get_input_details()),
+        specs(signature.get_output_details()),
+    )
 
 
 if __name__ == "__main__":

@@ -32,16 +32,27 @@ def convert(program: ExportedProgram, channels_last: bool, phase: Phase) -> Conv
 
     phase("converting to ONNX")
     outputs = len(program.graph_signature.user_outputs)
-    exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-                                 output_names=[f"output_{index}" for index in range(outputs)])
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        external_data=False,
+        verbose=False,
+        output_names=[f"output_{index}" for index in range(outputs)],
+    )
     phase("simplifying")
     model, _ = onnxsim.simplify(exported.model_proto)  # its own check uses random input; parity uses the user's
     anonymise(model)
     phase("checking")
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
-    return Conversion(model.SerializeToString(deterministic=True), "onnxruntime", RUNTIME_MINIMUM,
-                      tuple(map(_spec, model.graph.input)), tuple(map(_spec, model.graph.output)))
+    return Conversion(
+        model.SerializeToString(deterministic=True),
+        "onnxruntime",
+        RUNTIME_MINIMUM,
+        tuple(map(_spec, model.graph.input)),
+        tuple(map(_spec, model.graph.output)),
+    )
 
 
 def anonymise(model: ModelProto) -> None:

@@ -117,8 +117,13 @@ def run(converter: Converter, *, packages: Sequence[str]) -> None:
         status = 0
     except Exception as error:
         # Whatever a converter raises is the message; the exit status must come through even when the log is full.
-        status = EXIT_NO_ROOM if out_of_room(error) else \
-            EXIT_MISSING_PACKAGE if isinstance(error, ImportError) else EXIT_FAILED
+        status = (
+            EXIT_NO_ROOM
+            if out_of_room(error)
+            else EXIT_MISSING_PACKAGE
+            if isinstance(error, ImportError)
+            else EXIT_FAILED
+        )
         with contextlib.suppress(OSError):
             traceback.print_exc()
             print(FAILURE_MARK + reason(error), file=sys.stderr, flush=True)
@@ -129,6 +134,7 @@ def run(converter: Converter, *, packages: Sequence[str]) -> None:
 
 def _convert(converter: Converter, options: argparse.Namespace, packages: Sequence[str]) -> None:
     with os.fdopen(options.progress_fd, "w", buffering=1) as progress:
+
         def phase(name: str) -> None:
             print(f"planish: {name}", flush=True)
             progress.write(name + "\n")
@@ -141,10 +147,13 @@ def _convert(converter: Converter, options: argparse.Namespace, packages: Sequen
         conversion = converter(program, options.channels_last, phase)
         phase("writing the artifact")
         write_whole(options.model, conversion.model)
-        specification = {"runtime": conversion.runtime, "runtime_minimum": conversion.runtime_minimum,
-                         "inputs": [asdict(spec) for spec in conversion.inputs],
-                         "outputs": [asdict(spec) for spec in conversion.outputs],
-                         "tool_versions": {name: importlib.metadata.version(name) for name in packages}}
+        specification = {
+            "runtime": conversion.runtime,
+            "runtime_minimum": conversion.runtime_minimum,
+            "inputs": [asdict(spec) for spec in conversion.inputs],
+            "outputs": [asdict(spec) for spec in conversion.outputs],
+            "tool_versions": {name: importlib.metadata.version(name) for name in packages},
+        }
         write_whole(options.model.with_name(SPECIFICATION), json.dumps(specification, indent=1).encode())
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"planish: peak memory {peak_mib:.0f} MiB", flush=True)

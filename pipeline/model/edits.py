@@ -37,7 +37,12 @@ class Edit:
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "site": self.site, "arguments": dict(self.arguments), "tensors": sorted(self.tensors)}
+        return {
+            "kind": self.kind,
+            "site": self.site,
+            "arguments": dict(self.arguments),
+            "tensors": sorted(self.tensors),
+        }
 
 
 Apply = Callable[["Network", Edit], "Network"]

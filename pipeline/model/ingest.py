@@ -43,24 +43,39 @@ def ingest(source: str, *, weights: Path | None = None, example: Callable[[], Te
     if source.endswith(".pt2"):
         return from_program(load_program(Path(source)), weights)
     if ":" not in source:
-        raise _missing(source) if Path(source).suffix and not Path(source).exists() else UsageError(
-            "the model is not named in a form planish knows", where=source, code="MODEL_FORM",
-            why="expected file.py:callable, package.module:callable or model.pt2",
-            fix=f"name the function that builds the network: {source}:build")
+        raise (
+            _missing(source)
+            if Path(source).suffix and not Path(source).exists()
+            else UsageError(
+                "the model is not named in a form planish knows",
+                where=source,
+                code="MODEL_FORM",
+                why="expected file.py:callable, package.module:callable or model.pt2",
+                fix=f"name the function that builds the network: {source}:build",
+            )
+        )
     built = load_callable(source, "model")()
     model, own_example = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(model, nn.Module):
-        raise UsageError("the model callable did not return a network", where=source,
-                         why=f"it returned {type(model).__name__}, not torch.nn.Module", code="MODEL_TYPE",
-                         fix="return the nn.Module, or the pair (nn.Module, example input tensor)")
+        raise UsageError(
+            "the model callable did not return a network",
+            where=source,
+            why=f"it returned {type(model).__name__}, not torch.nn.Module",
+            code="MODEL_TYPE",
+            fix="return the nn.Module, or the pair (nn.Module, example input tensor)",
+        )
     if weights is not None:
         load_weights(model, weights)
     if own_example is None and example is not None:
         own_example = example()
     if own_example is None:
-        raise UsageError("the input shape of the model is not known", where=source, code="MODEL_EXAMPLE",
-                         why="neither data nor an example input was given",
-                         fix="give --data, or let the callable return (model, example_input)")
+        raise UsageError(
+            "the input shape of the model is not known",
+            where=source,
+            code="MODEL_EXAMPLE",
+            why="neither data nor an example input was given",
+            fix="give --data, or let the callable return (model, example_input)",
+        )
     return from_program(export_program(model.eval(), (two_samples(own_example),), source), None)
 
 
@@ -77,8 +92,13 @@ def from_program(program: torch.export.ExportedProgram, weights: Path | None = N
 def _missing(path: str) -> UsageError:
     folder = Path(path).parent if Path(path).parent.is_dir() else Path(".")
     names = [entry.name for entry in folder.iterdir() if entry.suffix == Path(path).suffix]
-    return UsageError("the model's file does not exist", where=path, code="MODEL_MISSING",
-                      why=f"no such file in {folder.resolve().name}/", fix=f"{nearest(Path(path).name, names)}check the path")
+    return UsageError(
+        "the model's file does not exist",
+        where=path,
+        code="MODEL_MISSING",
+        why=f"no such file in {folder.resolve().name}/",
+        fix=f"{nearest(Path(path).name, names)}check the path",
+    )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -88,8 +108,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
         UsageError: the file is missing, truncated or not a state dict, or its names or shapes do not fit.
     """
     if not path.is_file():
-        raise UsageError("the weights file does not exist", where=str(path), why="no such file", code="WEIGHTS_MISSING",
-                         fix="check the path given to --weights")
+        raise UsageError(
+            "the weights file does not exist",
+            where=str(path),
+            why="no such file",
+            code="WEIGHTS_MISSING",
+            fix="check the path given to --weights",
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -98,25 +123,45 @@ def load_weights(model: nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each have their own
-        raise UsageError("the weights file cannot be read", where=str(path), code="WEIGHTS_BROKEN",
-                         why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'truncated'}",
-                         fix="copy the file again, or save the state dict as .safetensors") from error
+        raise UsageError(
+            "the weights file cannot be read",
+            where=str(path),
+            code="WEIGHTS_BROKEN",
+            why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'truncated'}",
+            fix="copy the file again, or save the state dict as .safetensors",
+        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UsageError("the weights file holds no state dict", where=str(path), code="WEIGHTS_FORM",
-                         why="expected a mapping of names to tensors", fix="save `model.state_dict()`")
+        raise UsageError(
+            "the weights file holds no state dict",
+            where=str(path),
+            code="WEIGHTS_FORM",
+            why="expected a mapping of names to tensors",
+            fix="save `model.state_dict()`",
+        )
     state = {name.removeprefix("module."): value for name, value in state.items()}
     mine = model.state_dict()
     missing = [n for n in mine if n not in state and not n.endswith("num_batches_tracked")]
     extra = [n for n in state if n not in mine]
-    shapes = [f"{n}: file {tuple(state[n].shape)}, model {tuple(mine[n].shape)}"
-              for n in mine if n in state and state[n].shape != mine[n].shape]
+    shapes = [
+        f"{n}: file {tuple(state[n].shape)}, model {tuple(mine[n].shape)}"
+        for n in mine
+        if n in state and state[n].shape != mine[n].shape
+    ]
     if missing or extra or shapes:
-        parts = [f"{len(rows)} {word} ({rows[0]})" for word, rows in
-                 (("missing", missing), ("not in the model", extra), ("of another shape", shapes)) if rows]
-        raise UsageError("the weights do not fit the model", where=str(path), why="; ".join(parts), code="WEIGHTS_FIT",
-                         fix="give the weights of this architecture, or the callable that builds theirs")
+        parts = [
+            f"{len(rows)} {word} ({rows[0]})"
+            for word, rows in (("missing", missing), ("not in the model", extra), ("of another shape", shapes))
+            if rows
+        ]
+        raise UsageError(
+            "the weights do not fit the model",
+            where=str(path),
+            why="; ".join(parts),
+            code="WEIGHTS_FIT",
+            fix="give the weights of this architecture, or the callable that builds theirs",
+        )
     model.load_state_dict(state, strict=False)
 
 
@@ -128,12 +173,18 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         with _quiet():
             return torch.export.load(str(path))
     except Exception as error:  # a broken archive fails in many ways
-        raise UsageError("the exported program cannot be read", where=str(path), code="MODEL_BROKEN",
-                         why=f"{type(error).__name__}: {(str(error).splitlines() or ['truncated file'])[0]}",
-                         fix="save it again with torch.export.save") from error
+        raise UsageError(
+            "the exported program cannot be read",
+            where=str(path),
+            code="MODEL_BROKEN",
+            why=f"{type(error).__name__}: {(str(error).splitlines() or ['truncated file'])[0]}",
+            fix="save it again with torch.export.save",
+        ) from error
 
 
-def export_program(model: nn.Module, example: tuple[Tensor, ...], source: str = "the network") -> torch.export.ExportedProgram:
+def export_program(
+    model: nn.Module, example: tuple[Tensor, ...], source: str = "the network"
+) -> torch.export.ExportedProgram:
     """`torch.export` in eval mode with a dynamic batch dimension; errors name the user's source line."""
     dynamic = tuple({0: torch.export.Dim.AUTO} for _ in example)
     try:
@@ -141,9 +192,13 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...], source: str = 
             model(*example)
     except Exception as error:
         shape = " and ".join(str(list(x.shape)) for x in example)
-        raise UsageError(f"the network does not run on an input of shape {shape}", where=user_frame(error) or source,
-                         why=(str(error).splitlines() or [type(error).__name__])[0], code="MODEL_INPUT",
-                         fix="give data of the shape the network was trained on") from error
+        raise UsageError(
+            f"the network does not run on an input of shape {shape}",
+            where=user_frame(error) or source,
+            why=(str(error).splitlines() or [type(error).__name__])[0],
+            code="MODEL_INPUT",
+            fix="give data of the shape the network was trained on",
+        ) from error
     try:
         with _quiet():
             return torch.export.export(model, example, dynamic_shapes=dynamic, strict=False)
@@ -151,11 +206,16 @@ def export_program(model: nn.Module, example: tuple[Tensor, ...], source: str = 
         text = str(error)
         data_dependent = "data-dependent" in text or "DataDependent" in type(error).__name__
         raise UsageError(
-            "the network has control flow that depends on the data" if data_dependent else "the network cannot be exported",
-            where=user_frame(error) or source, code="MODEL_CONTROL_FLOW" if data_dependent else "MODEL_EXPORT",
+            "the network has control flow that depends on the data"
+            if data_dependent
+            else "the network cannot be exported",
+            where=user_frame(error) or source,
+            code="MODEL_CONTROL_FLOW" if data_dependent else "MODEL_EXPORT",
             why=(text.splitlines() or [type(error).__name__])[0],
-            fix="replace the branch by torch.where or torch.cond, or move it out of forward" if data_dependent
-            else "make `torch.export.export(model, example)` pass; the line above is where it stopped") from error
+            fix="replace the branch by torch.where or torch.cond, or move it out of forward"
+            if data_dependent
+            else "make `torch.export.export(model, example)` pass; the line above is where it stopped",
+        ) from error
 
 
 def two_samples(example: Tensor) -> Tensor:
@@ -165,8 +225,13 @@ def two_samples(example: Tensor) -> Tensor:
 
 def _example_of(program: torch.export.ExportedProgram) -> tuple[Tensor, ...]:
     if program.example_inputs is None:
-        raise UsageError("the exported program carries no example input", where="model.pt2", code="MODEL_EXAMPLE",
-                         why="it was saved without one", fix="save it again with torch.export.save from this PyTorch")
+        raise UsageError(
+            "the exported program carries no example input",
+            where="model.pt2",
+            code="MODEL_EXAMPLE",
+            why="it was saved without one",
+            fix="save it again with torch.export.save from this PyTorch",
+        )
     return tuple(program.example_inputs[0])
 
 

@@ -110,10 +110,21 @@ def _conv2d(module: nn.Module, node: fx.Node) -> Built:
     if isinstance(padding, str):
         if padding == "same" and any((k - 1) * d % 2 for k, d in zip(weight.shape[2:], dilation, strict=True)):
             return None  # 'same' with an even extent pads unevenly, which nn.Conv2d's numbers cannot say
-        padding = [0, 0] if padding == "valid" else [(k - 1) * d // 2
-                                                     for k, d in zip(weight.shape[2:], dilation, strict=True)]
-    layer = nn.Conv2d(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), _pair(stride),
-                      _pair(padding), _pair(dilation), groups, bias is not None)
+        padding = (
+            [0, 0]
+            if padding == "valid"
+            else [(k - 1) * d // 2 for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        )
+    layer = nn.Conv2d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        groups,
+        bias is not None,
+    )
     return _fill(layer, weight=weight, bias=bias), names
 
 
@@ -174,8 +185,10 @@ _LIFTERS: dict[Any, Callable[[nn.Module, fx.Node], Built]] = {
     **{op: _activation(_hardtanh) for op in (aten.hardtanh.default, aten.hardtanh_.default)},
     **{op: _activation(lambda node: nn.Hardswish()) for op in (aten.hardswish.default, aten.hardswish_.default)},
     **{op: _activation(lambda node: nn.SiLU()) for op in (aten.silu.default, aten.silu_.default)},
-    **{op: _activation(lambda node: nn.LeakyReLU(_at(node, 1, 0.01)))
-       for op in (aten.leaky_relu.default, aten.leaky_relu_.default)},
+    **{
+        op: _activation(lambda node: nn.LeakyReLU(_at(node, 1, 0.01)))
+        for op in (aten.leaky_relu.default, aten.leaky_relu_.default)
+    },
     aten.gelu.default: _activation(_gelu),
 }
 

@@ -114,7 +114,7 @@ class Network:
         return network
 
     def exported(self) -> torch.export.ExportedProgram:
-        """The network as an `ExportedProgram` with a dynamic batch dimension, which exporters take and `ingest` reads."""
+        """An `ExportedProgram` with a dynamic batch dimension, which exporters take and `ingest` reads."""
         from pipeline.model.ingest import export_program
 
         return export_program(self.graph.eval(), self.example)
@@ -125,6 +125,7 @@ def probe_shapes(network: Network) -> dict[str, tuple[tuple[int, ...], tuple[int
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     hooks = []
     for name, module in network.layers().items():
+
         def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
             shapes.setdefault(name, (tuple(inputs[0].shape), tuple(output.shape)))
 

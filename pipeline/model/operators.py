@@ -19,8 +19,16 @@ from targets.cost import CostTable, Operator
 aten = torch.ops.aten
 FUSED = (nn.ReLU, nn.ReLU6)
 FOLDED = (nn.BatchNorm1d, nn.BatchNorm2d, ChannelAffine)
-ELEMENTWISE = (aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.sigmoid.default,
-               aten.hardsigmoid.default, python_operator.add, python_operator.mul)
+ELEMENTWISE = (
+    aten.add.Tensor,
+    aten.add_.Tensor,
+    aten.mul.Tensor,
+    aten.sub.Tensor,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    python_operator.add,
+    python_operator.mul,
+)
 POOLS = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.max_pool2d.default, aten.mean.dim)
 
 
@@ -71,11 +79,21 @@ def layer_operator(module: nn.Module, in_size: tuple[int, int], out_size: tuple[
     """The priced form of a convolution or linear layer on maps of the given sizes (linear: (tokens, 1))."""
     if isinstance(module, nn.Linear):
         return Operator("linear", module.in_features, module.out_features, (1, 1), (1, 1), 1, in_size, out_size)
-    return Operator("conv", module.in_channels, module.out_channels, tuple(module.kernel_size), tuple(module.stride),
-                    module.groups, in_size, out_size)
+    return Operator(
+        "conv",
+        module.in_channels,
+        module.out_channels,
+        tuple(module.kernel_size),
+        tuple(module.stride),
+        module.groups,
+        in_size,
+        out_size,
+    )
 
 
-def sizes(module: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+def sizes(
+    module: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Spatial size in and out of a layer; a linear layer sees (tokens, 1)."""
     if isinstance(module, nn.Linear):
         tokens = (math.prod(in_shape[1:-1]), 1)
@@ -117,8 +135,13 @@ def _pool(node: fx.Node, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) 
     channels, in_size = _map(in_shape)
     out_size = _map(out_shape)[1] if len(out_shape) == 4 else (1, 1)
     window = tuple(max(1, i // max(1, o)) for i, o in zip(in_size, out_size, strict=True))
-    return Priced(node.name, Operator("pool", channels, channels, window, window, 1, in_size, out_size), 0, 0,
-                  f"pool {window[0]}×{window[1]}")
+    return Priced(
+        node.name,
+        Operator("pool", channels, channels, window, window, 1, in_size, out_size),
+        0,
+        0,
+        f"pool {window[0]}×{window[1]}",
+    )
 
 
 def _map(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:

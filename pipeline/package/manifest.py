@@ -27,18 +27,36 @@ def manifest(run: RunRecord, artifacts: Sequence[Artifact]) -> ManifestRecord:
     """The manifest of a run's chosen candidate."""
     chosen = run.chosen
     return ManifestRecord(
-        planish_version=run.planish_version, name=run.name, source_run=run.name, target=run.target,
-        edits=tuple(f"{edit.kind} {edit.site}: {edit.summary}" for edit in chosen.edits), tools=run.environment,
+        planish_version=run.planish_version,
+        name=run.name,
+        source_run=run.name,
+        target=run.target,
+        edits=tuple(f"{edit.kind} {edit.site}: {edit.summary}" for edit in chosen.edits),
+        tools=run.environment,
         artifacts=tuple(
             ArtifactRecord(
-                file=artifact.path.name, format=artifact.format, sha256=artifact.sha256, bytes=artifact.bytes,
-                runtime=artifact.runtime, minimum_runtime_version=artifact.runtime_minimum,
+                file=artifact.path.name,
+                format=artifact.format,
+                sha256=artifact.sha256,
+                bytes=artifact.bytes,
+                runtime=artifact.runtime,
+                minimum_runtime_version=artifact.runtime_minimum,
                 inputs=tuple(TensorRecord(**_fields(spec)) for spec in artifact.inputs),
                 outputs=tuple(TensorRecord(**_fields(spec)) for spec in artifact.outputs),
-                measurement=chosen.measurement(artifact.format), quality=chosen.quality)
-            for artifact in artifacts))
+                measurement=chosen.measurement(artifact.format),
+                quality=chosen.quality,
+            )
+            for artifact in artifacts
+        ),
+    )
 
 
 def _fields(spec) -> dict[str, object]:
-    return {"name": spec.name, "shape": spec.shape, "dtype": spec.dtype, "layout": spec.layout, "minimum": spec.minimum,
-            "maximum": spec.maximum}
+    return {
+        "name": spec.name,
+        "shape": spec.shape,
+        "dtype": spec.dtype,
+        "layout": spec.layout,
+        "minimum": spec.minimum,
+        "maximum": spec.maximum,
+    }

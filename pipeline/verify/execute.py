@@ -29,9 +29,13 @@ class HostRuntime:
     def __init__(self, artifact: Artifact) -> None:
         artifact.require_unchanged()
         if len(artifact.inputs) != 1:
-            raise UsageError("A network with several inputs cannot be checked against samples.",
-                             where=str(artifact.path), why=f"it takes {len(artifact.inputs)} inputs, a sample is one.",
-                             fix="wrap the network so that it takes one tensor.", code="SEVERAL_INPUTS")
+            raise UsageError(
+                "A network with several inputs cannot be checked against samples.",
+                where=str(artifact.path),
+                why=f"it takes {len(artifact.inputs)} inputs, a sample is one.",
+                fix="wrap the network so that it takes one tensor.",
+                code="SEVERAL_INPUTS",
+            )
         self._artifact = artifact
         try:
             with _silent_stderr():
@@ -43,15 +47,19 @@ class HostRuntime:
         """From `samples` [N, ...] float32 to [N, ...] per output, both in the artifact's layout."""
         specification = self._artifact.inputs[0]
         if samples.shape[1:] != specification.shape[1:]:
-            raise UsageError("The samples do not fit the artifact.", where=str(self._artifact.path),
-                             why=f"one sample is {list(samples.shape[1:])}, the input {specification.name!r} takes "
-                                 f"{list(specification.shape[1:])} {specification.layout}.",
-                             fix="prepare the samples as the network was trained.", code="SAMPLE_SHAPE")
+            raise UsageError(
+                "The samples do not fit the artifact.",
+                where=str(self._artifact.path),
+                why=f"one sample is {list(samples.shape[1:])}, the input {specification.name!r} takes "
+                f"{list(specification.shape[1:])} {specification.layout}.",
+                fix="prepare the samples as the network was trained.",
+                code="SAMPLE_SHAPE",
+            )
         samples = np.ascontiguousarray(samples, dtype=specification.dtype)
         outputs: list[list[np.ndarray]] = [[] for _ in self._artifact.outputs]
         try:
             for index in range(len(samples)):
-                self._runtime.feed([samples[index:index + 1]])
+                self._runtime.feed([samples[index : index + 1]])
                 self._runtime.invoke()
                 for collected, output in zip(outputs, self._runtime.outputs().values(), strict=True):
                     collected.append(output)
@@ -60,10 +68,13 @@ class HostRuntime:
         return [np.concatenate(collected) for collected in outputs]
 
     def _failed(self, error: Exception) -> VerificationError:
-        return VerificationError(f"The {self._artifact.format} artifact does not run on this machine.",
-                                 where=str(self._artifact.path), why=str(error),
-                                 fix="export it again; if that does not help, choose another format.",
-                                 code="RUN_FAILED")
+        return VerificationError(
+            f"The {self._artifact.format} artifact does not run on this machine.",
+            where=str(self._artifact.path),
+            why=str(error),
+            fix="export it again; if that does not help, choose another format.",
+            code="RUN_FAILED",
+        )
 
 
 @contextmanager

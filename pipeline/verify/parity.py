@@ -72,23 +72,41 @@ class Parity:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data in strict JSON; figures that are not finite become the strings `inf`, `-inf` and `nan`."""
-        outputs = [{key: repr(value) if isinstance(value, float) and not np.isfinite(value) else value
-                    for key, value in asdict(output).items()} for output in self.outputs]
+        outputs = [
+            {
+                key: repr(value) if isinstance(value, float) and not np.isfinite(value) else value
+                for key, value in asdict(output).items()
+            }
+            for output in self.outputs
+        ]
         return {**asdict(self), "outputs": outputs, "reasons": list(self.reasons)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Parity:
         """The inverse of `to_json`."""
-        outputs = [OutputParity(**{key: float(value) if key != "name" and isinstance(value, str) else value
-                                   for key, value in output.items()}) for output in data["outputs"]]
+        outputs = [
+            OutputParity(
+                **{
+                    key: float(value) if key != "name" and isinstance(value, str) else value
+                    for key, value in output.items()
+                }
+            )
+            for output in data["outputs"]
+        ]
         return cls(**{**data, "outputs": tuple(outputs), "reasons": tuple(data["reasons"])})
 
 
 Runner = Callable[[Artifact, np.ndarray], list[np.ndarray]]
 
 
-def check(artifact: Artifact, eager_outputs: Sequence[np.ndarray], samples: np.ndarray, *,
-          run: Runner = run_artifact, tolerance: Tolerance = FP32) -> Parity:
+def check(
+    artifact: Artifact,
+    eager_outputs: Sequence[np.ndarray],
+    samples: np.ndarray,
+    *,
+    run: Runner = run_artifact,
+    tolerance: Tolerance = FP32,
+) -> Parity:
     """Compares the artifact with the network on `samples`.
 
     Args:
@@ -96,15 +114,20 @@ def check(artifact: Artifact, eager_outputs: Sequence[np.ndarray], samples: np.n
         samples: [N, C, H, W] float32 (or [N, F]).
         run: runs an artifact on samples in the artifact's layout and returns [N, ...] per output, in that layout too.
     """
-    found = [from_layout(output, specification) for output, specification in
-             zip(run(artifact, to_layout(samples, artifact.inputs[0])), artifact.outputs, strict=True)]
+    found = [
+        from_layout(output, specification)
+        for output, specification in zip(
+            run(artifact, to_layout(samples, artifact.inputs[0])), artifact.outputs, strict=True
+        )
+    ]
     outputs, reasons = [], []
     if len(found) != len(eager_outputs):
         reasons.append(f"the artifact has {len(found)} outputs, the network {len(eager_outputs)}")
     for specification, actual, reference in zip(artifact.outputs, found, eager_outputs):
         if actual.shape != reference.shape:
-            reasons.append(f"output {specification.name!r} is {list(actual.shape)}, the network's is "
-                           f"{list(reference.shape)}")
+            reasons.append(
+                f"output {specification.name!r} is {list(actual.shape)}, the network's is {list(reference.shape)}"
+            )
             continue
         compared = compare(specification.name, actual, reference, tolerance)
         outputs.append(compared)
@@ -124,8 +147,9 @@ def compare(name: str, actual: np.ndarray, reference: np.ndarray, tolerance: Tol
         sqnr_db = float(-20 * np.log10(relative))
     norms = _rms(actual) * signal
     cosine = float(np.mean(actual * reference) / norms) if norms > 0 else float(error == 0)
-    return OutputParity(name, float(np.abs(difference).max()), relative, sqnr_db, cosine,
-                        top1_agreement(actual, reference, tolerance))
+    return OutputParity(
+        name, float(np.abs(difference).max()), relative, sqnr_db, cosine, top1_agreement(actual, reference, tolerance)
+    )
 
 
 def top1_agreement(actual: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> float | None:
@@ -148,12 +172,21 @@ def require(parity: Parity, artifact: Artifact) -> None:
     if parity.passed:
         return
     worst = max(parity.outputs, key=lambda output: (np.isnan(output.relative_rmse), output.relative_rmse), default=None)
-    figures = "" if worst is None else (f"; worst output {worst.name!r}: relative RMSE {worst.relative_rmse:.2g}, "
-                                        f"largest difference {worst.max_abs:.3g}, cosine {worst.cosine:.6f}")
+    figures = (
+        ""
+        if worst is None
+        else (
+            f"; worst output {worst.name!r}: relative RMSE {worst.relative_rmse:.2g}, "
+            f"largest difference {worst.max_abs:.3g}, cosine {worst.cosine:.6f}"
+        )
+    )
     raise VerificationError(
-        f"The {artifact.format} artifact does not compute what the network computes.", where=str(artifact.path),
+        f"The {artifact.format} artifact does not compute what the network computes.",
+        where=str(artifact.path),
         why=f"on {parity.samples} samples {parity.reasons[0]}{figures}.",
-        fix="export to another format, or replace the operator that the converter gets wrong.", code="PARITY_FAILED")
+        fix="export to another format, or replace the operator that the converter gets wrong.",
+        code="PARITY_FAILED",
+    )
 
 
 def _violations(output: OutputParity, actual: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> list[str]:
@@ -163,15 +196,21 @@ def _violations(output: OutputParity, actual: np.ndarray, reference: np.ndarray,
         return [f"{side} returned NaN or infinity in output {output.name!r}"]
     violations = []
     if output.relative_rmse > tolerance.relative_rmse:
-        violations.append(f"output {output.name!r} has a relative RMSE of {output.relative_rmse:.2g}, above the "
-                          f"permitted {tolerance.relative_rmse:g}")
+        violations.append(
+            f"output {output.name!r} has a relative RMSE of {output.relative_rmse:.2g}, above the "
+            f"permitted {tolerance.relative_rmse:g}"
+        )
     peak = _ratio(output.max_abs, float(np.abs(reference).max()))
     if peak > tolerance.max_abs_of_peak:
-        violations.append(f"output {output.name!r} is off by up to {peak:.2g} of its largest value, above the "
-                          f"permitted {tolerance.max_abs_of_peak:g}")
+        violations.append(
+            f"output {output.name!r} is off by up to {peak:.2g} of its largest value, above the "
+            f"permitted {tolerance.max_abs_of_peak:g}"
+        )
     if output.top1_agreement is not None and output.top1_agreement < tolerance.top1_agreement:
-        violations.append(f"output {output.name!r} names the same class for {output.top1_agreement:.1%} of the "
-                          f"samples, below the required {tolerance.top1_agreement:.1%}")
+        violations.append(
+            f"output {output.name!r} names the same class for {output.top1_agreement:.1%} of the "
+            f"samples, below the required {tolerance.top1_agreement:.1%}"
+        )
     return violations
 
 

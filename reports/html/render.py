@@ -39,20 +39,40 @@ def render(run: RunRecord) -> str:
     sign, verdict = _VERDICTS[run.verdict]
     after = run.chosen
     rows = compare_layers(run.base.layers, after.layers, after.edits) if after and after.index and after.layers else []
-    slowest_ms = max((layer.predicted_ms or 0.0 for row in rows for layer in (row.before, row.after) if layer),
-                     default=0.0)
+    slowest_ms = max(
+        (layer.predicted_ms or 0.0 for row in rows for layer in (row.before, row.after) if layer), default=0.0
+    )
     points = _points(run)
-    return _environment().get_template("report.html.jinja").render(
-        run=run, base=run.base, after=after, sign=sign, verdict=verdict, outcomes=_OUTCOMES, layer_rows=rows,
-        slowest_ms=slowest_ms, plot_wide=_plot(run, points, 720, 400), plot_narrow=_plot(run, points, 348, 330),
-        plotted={point.outcome for point in points}, marker=plots.marker)
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            run=run,
+            base=run.base,
+            after=after,
+            sign=sign,
+            verdict=verdict,
+            outcomes=_OUTCOMES,
+            layer_rows=rows,
+            slowest_ms=slowest_ms,
+            plot_wide=_plot(run, points, 720, 400),
+            plot_narrow=_plot(run, points, 348, 330),
+            plotted={point.outcome for point in points},
+            marker=plots.marker,
+        )
+    )
 
 
 def _environment() -> jinja2.Environment:
     """Strict (an unknown name is an error) and escaping; the filters are the spellings of `quantities`."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        finalize=_legible, trim_blocks=True, lstrip_blocks=True)
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_legible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     for name in ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant"):
         environment.filters[name] = _unbroken(getattr(quantities, name))
     for name in ("interval", "percent_interval", "speedup", "change"):
@@ -78,10 +98,20 @@ def _points(run: RunRecord) -> list[plots.Point]:
         measured, quality = run.primary(candidate), candidate.quality
         if measured is None or quality is None or quality.metric != metric or candidate.failure:
             continue
-        points.append(plots.Point(
-            label=_label(run, candidate), x_ms=measured.median_ms, low_ms=measured.low_ms, high_ms=measured.high_ms,
-            y_percent=quality.value_percent, low_percent=quality.low_percent, high_percent=quality.high_percent,
-            outcome=candidate.verdict, chosen=candidate is run.chosen, link=f"candidate-{candidate.index}"))
+        points.append(
+            plots.Point(
+                label=_label(run, candidate),
+                x_ms=measured.median_ms,
+                low_ms=measured.low_ms,
+                high_ms=measured.high_ms,
+                y_percent=quality.value_percent,
+                low_percent=quality.low_percent,
+                high_percent=quality.high_percent,
+                outcome=candidate.verdict,
+                chosen=candidate is run.chosen,
+                link=f"candidate-{candidate.index}",
+            )
+        )
     return points
 
 
@@ -106,5 +136,6 @@ def _plot(run: RunRecord, points: list[plots.Point], width: int, height: int) ->
     floor = None
     if run.goal.max_drop_points is not None and original is not None:
         floor = max(0.0, original - run.goal.max_drop_points)
-    return plots.latency_quality(points, target_ms=run.goal.latency_ms, floor_percent=floor, metric=metric,
-                                 width=width, height=height)
+    return plots.latency_quality(
+        points, target_ms=run.goal.latency_ms, floor_percent=floor, metric=metric, width=width, height=height
+    )

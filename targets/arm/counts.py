@@ -19,14 +19,14 @@ class Block:
     """A straight run of ARM64 machine code as QEMU translated it."""
 
     address: int
-    code: bytes         # 4 bytes an instruction
+    code: bytes  # 4 bytes an instruction
 
     @property
     def instructions(self) -> int:
         return len(self.code) // 4
 
 
-Phase = list[tuple[Block, int]]      # (block, executions), blocks of the harness left out
+Phase = list[tuple[Block, int]]  # (block, executions), blocks of the harness left out
 
 
 def read_phases(path: Path, maps: str) -> dict[int, Phase]:
@@ -52,7 +52,7 @@ def read_phases(path: Path, maps: str) -> dict[int, Phase]:
             raw[small] = list(struct.unpack_from(f"={2 * large}Q", data, offset))
             offset += 16 * large
         elif kind == ord("B"):
-            blocks.append(Block(large, data[offset:offset + 4 * small]))
+            blocks.append(Block(large, data[offset : offset + 4 * small]))
             offset += 4 * small
         else:
             raise ValueError(f"{path}: unknown record {kind:#x} before byte {offset}")
@@ -60,8 +60,10 @@ def read_phases(path: Path, maps: str) -> dict[int, Phase]:
         raise ValueError(f"{path} is cut short: the emulated program did not end")
     harness = _harness_ranges(maps)
     counted = [not any(start <= block.address < end for start, end in harness) for block in blocks]
-    return {label: [(blocks[index], executions) for index, executions in zip(pairs[::2], pairs[1::2]) if counted[index]]
-            for label, pairs in raw.items()}
+    return {
+        label: [(blocks[index], executions) for index, executions in zip(pairs[::2], pairs[1::2]) if counted[index]]
+        for label, pairs in raw.items()
+    }
 
 
 def _harness_ranges(maps: str) -> list[tuple[int, int]]:

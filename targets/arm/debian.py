@@ -37,15 +37,24 @@ Dir::Cache "{state}/cache";
 Dir::Log "{state}";
 """
 
-NETWORK_SIGNS = ("Could not resolve", "Temporary failure", "Could not connect", "Unable to connect",
-                 "Connection refused", "Connection timed out", "Network is unreachable", "Failed to fetch")
+NETWORK_SIGNS = (
+    "Could not resolve",
+    "Temporary failure",
+    "Could not connect",
+    "Unable to connect",
+    "Connection refused",
+    "Connection timed out",
+    "Network is unreachable",
+    "Failed to fetch",
+)
 
 
 def require_programs(programs: Iterable[str], fix: str) -> None:
     """Each program is on the PATH, or an error names those that are not and how to get them."""
     if absent := [program for program in programs if shutil.which(program) is None]:
-        raise environment_missing("the ARM64 emulator cannot be set up on this machine",
-                                  f"not found on the PATH: {', '.join(absent)}", fix)
+        raise environment_missing(
+            "the ARM64 emulator cannot be set up on this machine", f"not found on the PATH: {', '.join(absent)}", fix
+        )
 
 
 def host_architecture() -> str:
@@ -53,8 +62,9 @@ def host_architecture() -> str:
     return _run(["dpkg", "--print-architecture"]).stdout.strip()
 
 
-def unpack(packages: Iterable[str], architecture: str, into: Path, *, leave_out: tuple[str, ...] = (),
-           progress: Progress) -> dict[str, str]:
+def unpack(
+    packages: Iterable[str], architecture: str, into: Path, *, leave_out: tuple[str, ...] = (), progress: Progress
+) -> dict[str, str]:
     """Download `packages` with all they depend on and unpack them into `into`.
 
     Args:
@@ -97,28 +107,47 @@ def unpack(packages: Iterable[str], architecture: str, into: Path, *, leave_out:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """The command with its output, both streams together, in the language the diagnosis reads."""
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-                          errors="replace", stdin=subprocess.DEVNULL,
-                          env=os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
-                                            "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"})
+    return subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        env=os.environ
+        | {
+            "LC_ALL": "C.UTF-8",
+            "DEBIAN_FRONTEND": "noninteractive",
+            "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin",
+        },
+    )
 
 
 def _diagnose(packages: list[str], architecture: str, log: str) -> MissingEnvironmentError:
     """Turn apt's or dpkg's log into the error a user can act on."""
     what = f"{', '.join(packages)} ({architecture}) could not be installed into planish's cache"
-    last = next((line for line in reversed(log.splitlines()) if line.startswith(("E:", "W:", "Err:", "dpkg-deb"))),
-                log.strip()[-200:])
+    last = next(
+        (line for line in reversed(log.splitlines()) if line.startswith(("E:", "W:", "Err:", "dpkg-deb"))),
+        log.strip()[-200:],
+    )
     if "No space left" in log or "enough free space" in log:
         return environment_missing(what, "the disk is full", "free about 1 GB, or set PLANISH_CACHE to a larger disk")
     if "Unable to locate package" in log or "no installation candidate" in log:
         if any(sign in log for sign in NETWORK_SIGNS):
-            return environment_missing(what, f"the package lists could not be fetched: {last}",
-                                       "connect to the network and run `planish targets setup` again")
+            return environment_missing(
+                what,
+                f"the package lists could not be fetched: {last}",
+                "connect to the network and run `planish targets setup` again",
+            )
         return environment_missing(
-            what, f"this machine's apt sources do not offer it for {architecture}: {last}",
+            what,
+            f"this machine's apt sources do not offer it for {architecture}: {last}",
             "use Debian 12 (the tested system); Ubuntu keeps arm64 on its ports mirror, which has to be added to the "
-            "apt sources first")
+            "apt sources first",
+        )
     if any(sign in log for sign in NETWORK_SIGNS):
-        return environment_missing(what, f"the download failed: {last}",
-                                   "connect to the network and run `planish targets setup` again")
+        return environment_missing(
+            what, f"the download failed: {last}", "connect to the network and run `planish targets setup` again"
+        )
     return environment_missing(what, last, "run `apt-get update` by hand to see whether apt works on this machine")

@@ -13,7 +13,7 @@ import sys
 
 from artifact import ArtifactError, Samples, open_artifact, write_outputs
 
-MARK = 0x504C4E53       # as in blocks.c
+MARK = 0x504C4E53  # as in blocks.c
 prctl = ctypes.CDLL(None).prctl
 prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 

@@ -20,8 +20,8 @@ LLVM = "usr/lib/llvm-22/bin"
 QEMU = "usr/bin/qemu-aarch64"
 PLUGIN_SOURCE = Path(__file__).with_name("blocks.c")
 COMPILE = ("gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
-NUMPY = "numpy==2.4.6"         # the guest is Python 3.11 whatever this Python is, so the host's numpy may not fit it
-SITE = "opt/planish/site"      # where the wheels lie inside the sysroot
+NUMPY = "numpy==2.4.6"  # the guest is Python 3.11 whatever this Python is, so the host's numpy may not fit it
+SITE = "opt/planish/site"  # where the wheels lie inside the sysroot
 FIX = "run `planish targets setup pixel-4-cpu`"
 
 
@@ -78,8 +78,9 @@ def require() -> Emulator:
 
 def wheels() -> list[str]:
     """The runtimes as installed here, so that host and emulator run the same release, and what they import."""
-    return [NUMPY] + [f"{name}=={importlib.metadata.version(name)}"
-                      for name in ("ai-edge-litert", "onnxruntime", "flatbuffers")]
+    return [NUMPY] + [
+        f"{name}=={importlib.metadata.version(name)}" for name in ("ai-edge-litert", "onnxruntime", "flatbuffers")
+    ]
 
 
 def part(home: Path, name: str, made_of: list[str]) -> Path:

@@ -27,7 +27,7 @@ CPU revision\t: 0
 
 Hardware\t: {soc}
 """
-RUNNERS = Path(__file__).parent.parent / "runners"     # where artifact.py is, which the guest imports
+RUNNERS = Path(__file__).parent.parent / "runners"  # where artifact.py is, which the guest imports
 
 
 def tree(emulator: Emulator, profile: Profile) -> Path:
@@ -58,8 +58,20 @@ def command(emulator: Emulator, profile: Profile, arguments: list[str], *, count
     if counts:
         library, out = (str(path).replace(",", ",,") for path in (emulator.plugin / "blocks.so", counts))
         plugin = ["-plugin", f"{library},out={out}"]
-    return [str(emulator.tools / QEMU), "-L", str(tree(emulator, profile)), "-cpu", profile.core.qemu_cpu, "-seed", "1",
-            *plugin, "-U", "LD_LIBRARY_PATH", str(emulator.sysroot / "usr/bin/python3.11"), *arguments]
+    return [
+        str(emulator.tools / QEMU),
+        "-L",
+        str(tree(emulator, profile)),
+        "-cpu",
+        profile.core.qemu_cpu,
+        "-seed",
+        "1",
+        *plugin,
+        "-U",
+        "LD_LIBRARY_PATH",
+        str(emulator.sysroot / "usr/bin/python3.11"),
+        *arguments,
+    ]
 
 
 def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str, str]:
@@ -69,14 +81,28 @@ def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str
         write_bytecode: keep compiled modules in the emulator's byte-code directory; only set-up does.
     """
     variables = {
-        "LD_LIBRARY_PATH": emulator.libraries, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1",
-        "PYTHONHOME": "/usr", "PYTHONPATH": f"/{SITE}:{RUNNERS}", "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1",
-        "PYTHONPYCACHEPREFIX": str(emulator.pycache)}
+        "LD_LIBRARY_PATH": emulator.libraries,
+        "PATH": "/usr/bin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHOME": "/usr",
+        "PYTHONPATH": f"/{SITE}:{RUNNERS}",
+        "PYTHONHASHSEED": "0",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONPYCACHEPREFIX": str(emulator.pycache),
+    }
     return variables if write_bytecode else variables | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def run_python(emulator: Emulator, profile: Profile, arguments: list[str], *,
-               write_bytecode: bool = False) -> subprocess.CompletedProcess[str]:
+def run_python(
+    emulator: Emulator, profile: Profile, arguments: list[str], *, write_bytecode: bool = False
+) -> subprocess.CompletedProcess[str]:
     """The emulated Python run to its end, output captured."""
-    return subprocess.run(command(emulator, profile, arguments), text=True, check=False, capture_output=True,
-                          env=environment(emulator, write_bytecode=write_bytecode), errors="replace")
+    return subprocess.run(
+        command(emulator, profile, arguments),
+        text=True,
+        check=False,
+        capture_output=True,
+        env=environment(emulator, write_bytecode=write_bytecode),
+        errors="replace",
+    )

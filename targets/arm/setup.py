@@ -52,8 +52,10 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
     """
     if is_ready():
         return emulator()
-    require_programs(["gcc", "apt-get", "dpkg", "dpkg-deb"],
-                     "on Debian or Ubuntu: `apt-get install gcc libc6-dev`; elsewhere use a container of Debian 12")
+    require_programs(
+        ["gcc", "apt-get", "dpkg", "dpkg-deb"],
+        "on Debian or Ubuntu: `apt-get install gcc libc6-dev`; elsewhere use a container of Debian 12",
+    )
     places = emulator()
     home = places.sysroot.parent
     try:
@@ -61,18 +63,24 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
             free = shutil.disk_usage(home).free
             if free < DISK_BYTES and not (places.tools.exists() and places.sysroot.exists()):
                 raise OSError(f"{free / 1e6:.0f} MB are free, {DISK_BYTES / 1e6:.0f} MB are needed")
-            for killed in home.glob(".*"):      # what a killed set-up left; nobody else builds parts under this lock
+            for killed in home.glob(".*"):  # what a killed set-up left; nobody else builds parts under this lock
                 if not killed.name.startswith(".tree-"):
                     shutil.rmtree(killed)
-            for final, build in ((places.tools, _build_tools), (places.sysroot, _build_sysroot),
-                                 (places.plugin, _build_plugin), (places.pycache, _build_pycache)):
+            for final, build in (
+                (places.tools, _build_tools),
+                (places.sysroot, _build_sysroot),
+                (places.plugin, _build_plugin),
+                (places.pycache, _build_pycache),
+            ):
                 if not final.exists():
                     with staged_directory(final) as staging:
                         build(staging, progress)
     except OSError as error:
-        raise environment_missing("the ARM64 emulator could not be written to planish's cache",
-                                  f"{home}: {error}",
-                                  "free the space, or set PLANISH_CACHE to a writable directory") from error
+        raise environment_missing(
+            "the ARM64 emulator could not be written to planish's cache",
+            f"{home}: {error}",
+            "free the space, or set PLANISH_CACHE to a writable directory",
+        ) from error
     progress("the ARM64 emulator is ready")
     return places
 
@@ -89,18 +97,22 @@ def _build_tools(into: Path, progress: Progress) -> None:
     (into / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
     _check_runs([str(into / LLVM / "llvm-mca"), "--version"], into, "LLVM")
     if "-plugin" not in _check_runs([str(into / QEMU), "--help"], into, "QEMU"):
-        raise environment_missing("this system's QEMU cannot count instructions",
-                                  f"qemu-user {versions['qemu-user']} is built without plugins",
-                                  "use Debian 12 (the tested system) or a container of it")
+        raise environment_missing(
+            "this system's QEMU cannot count instructions",
+            f"qemu-user {versions['qemu-user']} is built without plugins",
+            "use Debian 12 (the tested system) or a container of it",
+        )
 
 
 def _check_runs(command: list[str], tools: Path, name: str) -> str:
     libraries = Emulator(tools, tools, tools, tools).libraries
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LD_LIBRARY_PATH": libraries})
     if done.returncode != 0:
-        raise environment_missing(f"the {name} unpacked into planish's cache does not start",
-                                  done.stderr.strip()[-300:],
-                                  "use Debian 12 (the tested system) or a container of it")
+        raise environment_missing(
+            f"the {name} unpacked into planish's cache does not start",
+            done.stderr.strip()[-300:],
+            "use Debian 12 (the tested system) or a container of it",
+        )
     return done.stdout
 
 
@@ -110,31 +122,64 @@ def _build_sysroot(into: Path, progress: Progress) -> None:
     progress(f"downloading aarch64 wheels: {', '.join(pins)}")
     platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(into / SITE),
-         "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp", "--no-deps", "--no-compile",
-         *platforms, *pins], capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--target",
+            str(into / SITE),
+            "--only-binary=:all:",
+            "--python-version",
+            "3.11",
+            "--implementation",
+            "cp",
+            "--no-deps",
+            "--no-compile",
+            *platforms,
+            *pins,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module named" in line]
-        raise environment_missing("the runtimes' aarch64 wheels could not be installed into planish's cache",
-                                  "; ".join(errors)[-300:] or done.stderr.strip()[-300:],
-                                  "check that `python -m pip download numpy` works here, then run the set-up again")
+        raise environment_missing(
+            "the runtimes' aarch64 wheels could not be installed into planish's cache",
+            "; ".join(errors)[-300:] or done.stderr.strip()[-300:],
+            "check that `python -m pip download numpy` works here, then run the set-up again",
+        )
     (into / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
 
 
 def _build_plugin(into: Path, progress: Progress) -> None:
     progress("compiling the instruction counter")
-    done = subprocess.run([*COMPILE, "-o", str(into / "blocks.so"), str(PLUGIN_SOURCE)], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        [*COMPILE, "-o", str(into / "blocks.so"), str(PLUGIN_SOURCE)], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
-        raise environment_missing("the instruction counter does not compile", done.stderr.strip()[-300:],
-                                  "install the C library's headers: `apt-get install gcc libc6-dev`")
+        raise environment_missing(
+            "the instruction counter does not compile",
+            done.stderr.strip()[-300:],
+            "install the C library's headers: `apt-get install gcc libc6-dev`",
+        )
 
 
 def _build_pycache(into: Path, progress: Progress) -> None:
     progress("starting the emulated Python once")
     places = emulator()
-    done = run_python(Emulator(places.sysroot, places.tools, places.plugin, into), load_profile("pixel-4-cpu"),
-                      ["-c", "import ctypes, onnxruntime, ai_edge_litert.interpreter"], write_bytecode=True)
+    done = run_python(
+        Emulator(places.sysroot, places.tools, places.plugin, into),
+        load_profile("pixel-4-cpu"),
+        ["-c", "import ctypes, onnxruntime, ai_edge_litert.interpreter"],
+        write_bytecode=True,
+    )
     if done.returncode != 0:
-        raise environment_missing("the emulated runtimes do not start", done.stderr.strip()[-300:],
-                                  "use Debian 12 (the tested system) or a container of it")
+        raise environment_missing(
+            "the emulated runtimes do not start",
+            done.stderr.strip()[-300:],
+            "use Debian 12 (the tested system) or a container of it",
+        )

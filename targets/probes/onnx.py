@@ -36,12 +36,24 @@ def build(operators: Sequence[Operator], rng: numpy.random.Generator) -> tuple[b
     for operator in operators:
         if operator.kind == "conv":
             weights = constant(operator.out_channels, operator.in_channels // operator.groups, *operator.kernel)
-            value = node("Relu", [node("Conv", [value, weights, constant(operator.out_channels)],
-                                       strides=list(operator.stride), group=operator.groups,
-                                       pads=[size // 2 for size in operator.kernel] * 2)])
+            value = node(
+                "Relu",
+                [
+                    node(
+                        "Conv",
+                        [value, weights, constant(operator.out_channels)],
+                        strides=list(operator.stride),
+                        group=operator.groups,
+                        pads=[size // 2 for size in operator.kernel] * 2,
+                    )
+                ],
+            )
         elif operator.kind == "linear" and operator.pixels == 1:
-            value = node("Gemm", [value, constant(operator.out_channels, operator.in_channels),
-                                  constant(operator.out_channels)], transB=1)
+            value = node(
+                "Gemm",
+                [value, constant(operator.out_channels, operator.in_channels), constant(operator.out_channels)],
+                transB=1,
+            )
         elif operator.kind == "linear":
             product = node("MatMul", [value, constant(operator.in_channels, operator.out_channels)])
             value = node("Add", [product, constant(operator.out_channels)])
@@ -54,8 +66,11 @@ def build(operators: Sequence[Operator], rng: numpy.random.Generator) -> tuple[b
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sample.shape) for name, sample in samples.items()]
     last = operators[-1]
     outputs = [helper.make_tensor_value_info(value, TensorProto.FLOAT, _shape(last, last.out_size, last.out_channels))]
-    model = helper.make_model(helper.make_graph(nodes, "probe", inputs, outputs, constants),
-                              opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    model = helper.make_model(
+        helper.make_graph(nodes, "probe", inputs, outputs, constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR,
+    )
     return model.SerializeToString(), samples
 
 

@@ -26,7 +26,7 @@ class _Builder:
         self.rng = rng
         self.graph = schema.SubGraphT()
         self.graph.tensors, self.graph.operators, self.graph.inputs = [], [], []
-        self.buffers = [schema.BufferT()]       # buffer 0 is empty: tensors without data point at it
+        self.buffers = [schema.BufferT()]  # buffer 0 is empty: tensors without data point at it
         self.codes: list[int] = []
         self.samples: dict[str, numpy.ndarray] = {}
 
@@ -89,21 +89,36 @@ class _Builder:
         return node.outputs[0]
 
     def conv(self, operator: Operator, value: int) -> int:
-        common = {"padding": schema.Padding.SAME, "strideH": operator.stride[0], "strideW": operator.stride[1],
-                  "fusedActivationFunction": RELU}
+        common = {
+            "padding": schema.Padding.SAME,
+            "strideH": operator.stride[0],
+            "strideW": operator.stride[1],
+            "fusedActivationFunction": RELU,
+        }
         out = self.shape(operator, operator.out_size, operator.out_channels)
         bias = self.weights(operator.out_channels)
         if operator.is_depthwise:
             weights = self.weights(1, *operator.kernel, operator.out_channels)
-            return self.node("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", [value, weights, bias], out,
-                             depthMultiplier=operator.out_channels // operator.in_channels, **common)
+            return self.node(
+                "DEPTHWISE_CONV_2D",
+                "DepthwiseConv2DOptions",
+                [value, weights, bias],
+                out,
+                depthMultiplier=operator.out_channels // operator.in_channels,
+                **common,
+            )
         weights = self.weights(operator.out_channels, *operator.kernel, operator.in_channels // operator.groups)
         return self.node("CONV_2D", "Conv2DOptions", [value, weights, bias], out, **common)
 
     def linear(self, operator: Operator, value: int) -> int:
         weights, bias = self.weights(operator.out_channels, operator.in_channels), self.weights(operator.out_channels)
-        return self.node("FULLY_CONNECTED", "FullyConnectedOptions", [value, weights, bias],
-                         self.shape(operator, operator.out_size, operator.out_channels), keepNumDims=True)
+        return self.node(
+            "FULLY_CONNECTED",
+            "FullyConnectedOptions",
+            [value, weights, bias],
+            self.shape(operator, operator.out_size, operator.out_channels),
+            keepNumDims=True,
+        )
 
     def elementwise(self, operator: Operator, value: int) -> int:
         shape = self.shape(operator, operator.out_size, operator.out_channels)
@@ -114,6 +129,14 @@ class _Builder:
         if operator.is_global_pool:
             axes = self.constant(numpy.array([1, 2], dtype=numpy.int32))
             return self.node("MEAN", "ReducerOptions", [value, axes], shape, keepDims=True)
-        return self.node("AVERAGE_POOL_2D", "Pool2DOptions", [value], shape, padding=schema.Padding.VALID,
-                         strideH=operator.stride[0], strideW=operator.stride[1],
-                         filterHeight=operator.kernel[0], filterWidth=operator.kernel[1])
+        return self.node(
+            "AVERAGE_POOL_2D",
+            "Pool2DOptions",
+            [value],
+            shape,
+            padding=schema.Padding.VALID,
+            strideH=operator.stride[0],
+            strideW=operator.stride[1],
+            filterHeight=operator.kernel[0],
+            filterWidth=operator.kernel[1],
+        )

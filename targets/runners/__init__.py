@@ -29,14 +29,18 @@ class Timing:
     """What a runner saw of one artifact: a latency in milliseconds for each timed inference."""
 
     samples_ms: tuple[float, ...]
-    runtime: str                    # "ai-edge-litert 2.3.0"
-    instructions: int | None        # executed by one inference; emulator only
+    runtime: str  # "ai-edge-litert 2.3.0"
+    instructions: int | None  # executed by one inference; emulator only
     cycles: float | None
-    state: dict[str, Any]           # versions of the tools, state of the machine
+    state: dict[str, Any]  # versions of the tools, state of the machine
 
 
 def unusable(artifact: Path | str, why: str) -> UsageError:
     """The error for an artifact that its runtime does not load, or samples that do not fit it."""
-    return UsageError("the artifact cannot be run", where=str(artifact), why=why,
-                      fix="check the file's format, and that the samples have the artifact's input shapes, types and "
-                          "layout", code="ARTIFACT_UNUSABLE")
+    return UsageError(
+        "the artifact cannot be run",
+        where=str(artifact),
+        why=why,
+        fix="check the file's format, and that the samples have the artifact's input shapes, types and layout",
+        code="ARTIFACT_UNUSABLE",
+    )

@@ -39,6 +39,7 @@ class TFLite:
 
     def __init__(self, path):
         from ai_edge_litert.interpreter import Interpreter
+
         self.interpreter = Interpreter(model_path=str(path), num_threads=1)
         self.interpreter.allocate_tensors()
         self._details = self.interpreter.get_input_details()
@@ -59,28 +60,36 @@ class Onnx:
 
     def __init__(self, path):
         import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:      # onnxruntime's own classes share no public base
+        except Exception as error:  # onnxruntime's own classes share no public base
             raise RuntimeError(str(error)) from error
-        types = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(int8)": numpy.int8,
-                 "tensor(uint8)": numpy.uint8, "tensor(int32)": numpy.int32, "tensor(int64)": numpy.int64}
+        types = {
+            "tensor(float)": numpy.float32,
+            "tensor(float16)": numpy.float16,
+            "tensor(int8)": numpy.int8,
+            "tensor(uint8)": numpy.uint8,
+            "tensor(int32)": numpy.int32,
+            "tensor(int64)": numpy.int64,
+        }
         self.inputs = []
         for node in self.session.get_inputs():
             if node.type not in types:
                 raise RuntimeError(f"input '{node.name}' has the unsupported type {node.type}")
-            self.inputs.append((node.name, tuple(s if isinstance(s, int) else -1 for s in node.shape),
-                                types[node.type]))
+            self.inputs.append(
+                (node.name, tuple(s if isinstance(s, int) else -1 for s in node.shape), types[node.type])
+            )
         self._names = [node.name for node in self.session.get_outputs()]
         # Bound inputs and outputs, as an app does it: no copy in or out inside the timed call.
         self._binding = self.session.io_binding()
 
     def feed(self, arrays):
-        self._kept = [array.copy() for array in arrays]      # the binding points into these
+        self._kept = [array.copy() for array in arrays]  # the binding points into these
         for (name, _, _), array in zip(self.inputs, self._kept):
             self._binding.bind_cpu_input(name, array)
         for name in self._names:
@@ -107,20 +116,23 @@ class Samples:
             raise ArtifactError(f"the samples cannot be read: {error}") from error
         names = [name for name, _, _ in artifact.inputs]
         if len(arrays) != len(names):
-            raise ArtifactError(f"it has {len(names)} inputs ({', '.join(names)}), "
-                                f"the samples have {len(arrays)} arrays")
+            raise ArtifactError(
+                f"it has {len(names)} inputs ({', '.join(names)}), the samples have {len(arrays)} arrays"
+            )
         self.arrays = [arrays[name] for name in names] if set(names) == set(arrays) else list(arrays.values())
         for (name, shape, dtype), array in zip(artifact.inputs, self.arrays):
             one = (1, *array.shape[1:])
             if len(shape) != array.ndim or any(s not in (o, -1) for s, o in zip(shape, one)) or array.dtype != dtype:
-                raise ArtifactError(f"input '{name}' takes {list(shape)} {numpy.dtype(dtype).name}, one sample is "
-                                    f"{list(one)} {array.dtype.name}")
+                raise ArtifactError(
+                    f"input '{name}' takes {list(shape)} {numpy.dtype(dtype).name}, one sample is "
+                    f"{list(one)} {array.dtype.name}"
+                )
         self.count = len(self.arrays[0]) if self.arrays else 1
         if any(len(array) != self.count for array in self.arrays) or self.count == 0:
             raise ArtifactError("every input needs the same number of samples, at least one")
 
     def __getitem__(self, index):
-        return [array[index:index + 1] for array in self.arrays]
+        return [array[index : index + 1] for array in self.arrays]
 
 
 def write_outputs(artifact, samples, path):

@@ -23,41 +23,77 @@ from targets.runners.artifact import runtime_version
 from targets.statistics import drift
 
 WORKER = "targets.runners.host_worker"
-ROOT = Path(__file__).parents[2]        # where the packages of this planish are, for the child
-BUDGET_S = 5.0          # of timed inference, for each artifact
+ROOT = Path(__file__).parents[2]  # where the packages of this planish are, for the child
+BUDGET_S = 5.0  # of timed inference, for each artifact
 LEAST_SAMPLES = 30
-STEADY = 0.05           # largest drift of the median, first third to last, of a steady machine
+STEADY = 0.05  # largest drift of the median, first third to last, of a steady machine
 
 
-def time_artifacts(jobs: Sequence[Job], format: str, progress: Progress, *, budget_s: float = BUDGET_S,
-                   least_samples: int = LEAST_SAMPLES, warmup_s: float = 0.2) -> list[Timing]:
+def time_artifacts(
+    jobs: Sequence[Job],
+    format: str,
+    progress: Progress,
+    *,
+    budget_s: float = BUDGET_S,
+    least_samples: int = LEAST_SAMPLES,
+    warmup_s: float = 0.2,
+) -> list[Timing]:
     """Wall-clock samples of each artifact: at least `least_samples`, and up to `budget_s` seconds for each artifact.
 
     Raises:
         UsageError: `ARTIFACT_UNUSABLE`.
         PlanishError: `RUNTIME_FAILED`.
     """
-    plan = {"mode": "time", "format": format, "budget_s": budget_s, "least_samples": least_samples,
-            "warmup_s": warmup_s, "steady": STEADY,
-            "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs]}
+    plan = {
+        "mode": "time",
+        "format": format,
+        "budget_s": budget_s,
+        "least_samples": least_samples,
+        "warmup_s": warmup_s,
+        "steady": STEADY,
+        "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs],
+    }
     names = jobs[0].artifact.name if len(jobs) == 1 else f"{len(jobs)} artifacts"
     progress(f"timing {names} on this machine")
     result = _child(plan)
     timings = []
     for samples_ms in result["samples_ms"]:
         change = drift(samples_ms)
-        timings.append(Timing(tuple(samples_ms), runtime_version(format), None, None, {
-            "machine": f"{platform.system()} {platform.machine()}", "cpu": result["cpu"], "threads": 1,
-            "load_average": os.getloadavg()[0], "drift": change, "steady": abs(change) <= STEADY}))
+        timings.append(
+            Timing(
+                tuple(samples_ms),
+                runtime_version(format),
+                None,
+                None,
+                {
+                    "machine": f"{platform.system()} {platform.machine()}",
+                    "cpu": result["cpu"],
+                    "threads": 1,
+                    "load_average": os.getloadavg()[0],
+                    "drift": change,
+                    "steady": abs(change) <= STEADY,
+                },
+            )
+        )
     return timings
 
 
-def run(artifact: Path, format: str, inputs: Path, outputs: Path,
-        progress: Progress = lambda message: None) -> None:
+def run(artifact: Path, format: str, inputs: Path, outputs: Path, progress: Progress = lambda message: None) -> None:
     """Write the artifact's outputs for every sample of `inputs` to the .npz `outputs`; as `runners.emulator.run`."""
     progress(f"running {artifact.name} on this machine")
-    _child({"mode": "run", "format": format, "jobs": [
-        {"artifact": str(artifact.absolute()), "inputs": str(inputs.absolute()), "outputs": str(outputs.absolute())}]})
+    _child(
+        {
+            "mode": "run",
+            "format": format,
+            "jobs": [
+                {
+                    "artifact": str(artifact.absolute()),
+                    "inputs": str(inputs.absolute()),
+                    "outputs": str(outputs.absolute()),
+                }
+            ],
+        }
+    )
 
 
 def _child(plan: dict[str, Any]) -> dict[str, Any]:
@@ -65,15 +101,23 @@ def _child(plan: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="planish-host-") as scratch:
         plan_path, result_path = Path(scratch) / "plan.json", Path(scratch) / "result.json"
         plan_path.write_text(json.dumps(plan), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-m", WORKER, str(plan_path), str(result_path)], capture_output=True,
-                              text=True, check=False, errors="replace", stdin=subprocess.DEVNULL,
-                              env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{inherited}"})
+        done = subprocess.run(
+            [sys.executable, "-m", WORKER, str(plan_path), str(result_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{inherited}"},
+        )
         if done.returncode != 0 or not result_path.exists():
-            raise PlanishError(f"the runtime did not survive on this machine (exit status {done.returncode})",
-                               where=", ".join(Path(job["artifact"]).name for job in plan["jobs"][:3]),
-                               why=" / ".join(done.stderr.strip().splitlines()[-3:]) or "no output",
-                               fix="run the same command again; if it fails the same way, report this with the "
-                                   "artifact", code="RUNTIME_FAILED")
+            raise PlanishError(
+                f"the runtime did not survive on this machine (exit status {done.returncode})",
+                where=", ".join(Path(job["artifact"]).name for job in plan["jobs"][:3]),
+                why=" / ".join(done.stderr.strip().splitlines()[-3:]) or "no output",
+                fix="run the same command again; if it fails the same way, report this with the artifact",
+                code="RUNTIME_FAILED",
+            )
         result = json.loads(result_path.read_text(encoding="utf-8"))
     if "error" in result:
         raise unusable(result["artifact"], result["error"])

@@ -14,7 +14,7 @@ import time
 from targets.runners.artifact import ArtifactError, Samples, open_artifact, write_outputs
 from targets.statistics import drift
 
-BLOCK_S = 0.1       # inferences of one artifact in a row, before the next artifact's turn
+BLOCK_S = 0.1  # inferences of one artifact in a row, before the next artifact's turn
 
 
 def timed_ms(artifact, sample):
@@ -40,8 +40,9 @@ def time_jobs(opened, warmup_s, budget_s, least, steady):
             artifact, samples = opened[job]
             taken[job] += [timed_ms(artifact, samples[len(taken[job]) % samples.count]) for _ in range(blocks[job])]
             spent = sum(taken[job]) / 1e3
-            if len(taken[job]) >= least and (spent >= budget_s or len(taken[job]) >= 10 * least
-                                             and abs(drift(taken[job])) <= steady):
+            if len(taken[job]) >= least and (
+                spent >= budget_s or len(taken[job]) >= 10 * least and abs(drift(taken[job])) <= steady
+            ):
                 open_jobs.discard(job)
     return taken
 

@@ -16,8 +16,14 @@ from targets.errors import UsageError
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.5),
-                         nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Conv2d(8, 4, 3),
+        nn.BatchNorm2d(4),
+    )
 
 
 def inputs(count: int = 24) -> torch.Tensor:

@@ -54,6 +54,7 @@ def refused(code: str, source: str | Path, validate: bool = False, **options) ->
 
 # npz
 
+
 def test_npz_of_bytes_is_scaled(tmp_path):
     samples = open_samples(npz(tmp_path, x=X, y=Y), input_shape=(3, 4, 4), classes=5)
     x, y = everything(samples)
@@ -95,7 +96,7 @@ def test_npz_that_cannot_be_used(tmp_path):
     error = refused("DATA_SHAPE", npz(tmp_path, x=X), input_shape=(1, 28, 28))
     assert "[3, 4, 4]" in error.why and "[1, 28, 28]" in error.why
     content = npz(tmp_path, x=X).read_bytes()
-    (tmp_path / "data.npz").write_bytes(content[:len(content) // 2])
+    (tmp_path / "data.npz").write_bytes(content[: len(content) // 2])
     refused("DATA_FORMAT", tmp_path / "data.npz")
     (tmp_path / "data.npz").write_bytes(b"not a zip")
     refused("DATA_FORMAT", tmp_path / "data.npz")
@@ -118,25 +119,39 @@ def test_labels_out_of_range_name_the_sample(tmp_path, label: int, classes: int 
 
 # callables
 
-@pytest.mark.parametrize("returned", [
-    "{'x': x, 'y': y}", "(x, y)", "list(zip(x, y))", "[(a, int(b)) for a, b in zip(x.numpy(), y)]", "zip(x, y)",
-    "torch.utils.data.TensorDataset(x, y)"])
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "{'x': x, 'y': y}",
+        "(x, y)",
+        "list(zip(x, y))",
+        "[(a, int(b)) for a, b in zip(x.numpy(), y)]",
+        "zip(x, y)",
+        "torch.utils.data.TensorDataset(x, y)",
+    ],
+)
 def test_everything_a_callable_may_return(tmp_path, returned: str):
-    source = script(tmp_path, f"""
+    source = script(
+        tmp_path,
+        f"""
         import torch
         def samples():
             x = torch.linspace(0, 1, 24).view(6, 1, 2, 2)
             y = torch.arange(6)
             return {returned}
-        """)
+        """,
+    )
     samples = open_samples(source, input_shape=(1, 2, 2), classes=6)
     x, y = everything(samples)
     assert torch.equal(x, torch.linspace(0, 1, 24).view(6, 1, 2, 2))
     assert y.tolist() == list(range(6))
 
 
-@pytest.mark.parametrize("returned", ["torch.ones(6, 2)", "list(torch.ones(6, 2))", "iter(torch.ones(6, 2))",
-                                      "{'x': torch.ones(6, 2).numpy()}"])
+@pytest.mark.parametrize(
+    "returned",
+    ["torch.ones(6, 2)", "list(torch.ones(6, 2))", "iter(torch.ones(6, 2))", "{'x': torch.ones(6, 2).numpy()}"],
+)
 def test_samples_without_labels(tmp_path, returned: str):
     samples = open_samples(script(tmp_path, f"import torch\ndef samples(): return {returned}"))
     assert len(samples) == 6 and not samples.has_labels
@@ -144,11 +159,14 @@ def test_samples_without_labels(tmp_path, returned: str):
 
 
 def test_an_endless_iterator_is_read_up_to_the_limit(tmp_path):
-    source = script(tmp_path, """
+    source = script(
+        tmp_path,
+        """
         import itertools, torch
         def samples():
             return (torch.full((2,), float(n)) for n in itertools.count())
-        """)
+        """,
+    )
     x, _ = everything(open_samples(source, limit=5))
     assert x[:, 0].tolist() == [0, 1, 2, 3, 4]
 
@@ -166,13 +184,16 @@ def test_neighbouring_files_and_packages_import(tmp_path, monkeypatch):
 
 
 def test_a_callable_that_raises_names_the_users_line(tmp_path):
-    source = script(tmp_path, """\
+    source = script(
+        tmp_path,
+        """\
         import json
         def helper():
             return json.loads("{")
         def samples():
             return helper()
-        """)
+        """,
+    )
     error = refused("DATA_CALLABLE", source)
     assert "data.py:3 in helper" in error.where and "JSONDecodeError" in error.what
 
@@ -184,7 +205,9 @@ def test_a_file_that_does_not_import_names_the_line(tmp_path):
 
 
 def test_a_dataset_that_raises_names_the_users_line(tmp_path):
-    source = script(tmp_path, """\
+    source = script(
+        tmp_path,
+        """\
         import torch
         class Broken(torch.utils.data.Dataset):
             def __len__(self): return 5
@@ -194,7 +217,8 @@ def test_a_dataset_that_raises_names_the_users_line(tmp_path):
                 return torch.zeros(2)
         def samples():
             return Broken()
-        """)
+        """,
+    )
     assert "data.py:6 in __getitem__" in refused("DATA_CALLABLE", source, validate=True).where
 
 
@@ -207,28 +231,33 @@ def test_callables_that_are_not_there(tmp_path):
     refused("DATA_CALLABLE", f"{tmp_path}/imports_nothing.py:samples")
 
 
-@pytest.mark.parametrize("returned", ["None", "'text'", "3",
-                                      "torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3, 2)))"])
+@pytest.mark.parametrize(
+    "returned", ["None", "'text'", "3", "torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3, 2)))"]
+)
 def test_a_callable_that_returns_something_else(tmp_path, returned: str):
     refused("DATA_CALLABLE", script(tmp_path, f"import torch\ndef samples(): return {returned}"))
 
 
-@pytest.mark.parametrize(("returned", "code", "where"), [
-    ("[torch.ones(2), torch.ones(3)]", "DATA_SHAPE", "sample 1 "),
-    ("[(torch.ones(2), 0), torch.ones(2)]", "DATA_LABELS", "sample 1 "),
-    ("[(torch.ones(2), 0), (torch.ones(2), 'cat')]", "DATA_LABELS", "sample 1 "),
-    ("[(torch.ones(2), 0), (torch.ones(2), [0.0, 1.0])]", "DATA_LABELS", "sample 1 "),
-    ("[(torch.ones(2), 0), ('path', 0)]", "DATA_FORMAT", "sample 1 "),
-    ("[torch.ones(2), torch.ones(2, dtype=torch.int64)]", "DATA_FORMAT", "sample 1 "),
-    ("[]", "DATA_EMPTY", "data.py"),
-    ("iter([])", "DATA_EMPTY", "data.py"),
-])
+@pytest.mark.parametrize(
+    ("returned", "code", "where"),
+    [
+        ("[torch.ones(2), torch.ones(3)]", "DATA_SHAPE", "sample 1 "),
+        ("[(torch.ones(2), 0), torch.ones(2)]", "DATA_LABELS", "sample 1 "),
+        ("[(torch.ones(2), 0), (torch.ones(2), 'cat')]", "DATA_LABELS", "sample 1 "),
+        ("[(torch.ones(2), 0), (torch.ones(2), [0.0, 1.0])]", "DATA_LABELS", "sample 1 "),
+        ("[(torch.ones(2), 0), ('path', 0)]", "DATA_FORMAT", "sample 1 "),
+        ("[torch.ones(2), torch.ones(2, dtype=torch.int64)]", "DATA_FORMAT", "sample 1 "),
+        ("[]", "DATA_EMPTY", "data.py"),
+        ("iter([])", "DATA_EMPTY", "data.py"),
+    ],
+)
 def test_samples_that_cannot_be_used(tmp_path, returned: str, code: str, where: str):
     source = script(tmp_path, f"import torch\ndef samples(): return {returned}")
     assert where in refused(code, source, validate=True).where
 
 
 # folders
+
 
 def test_class_folders(tmp_path):
     picture(tmp_path / "b" / "2.png", 8, 6, (255, 0, 0))
@@ -292,6 +321,7 @@ def test_sources_that_do_not_exist_or_are_something_else(tmp_path):
 
 # order, parts, fingerprints
 
+
 @given(count=st.integers(2, 40), holdout=st.floats(0.05, 0.95), seed=st.integers(0, 999))
 @settings(max_examples=30, deadline=None)
 def test_a_split_is_a_partition(tmp_path_factory, count: int, holdout: float, seed: int):
@@ -319,13 +349,23 @@ def test_take_select_and_limit(tmp_path):
 def test_fingerprint_is_of_content_and_order(tmp_path):
     file = npz(tmp_path, x=X, y=Y)
     samples = open_samples(file)
-    from_script = open_samples(script(tmp_path, f"""
+    from_script = open_samples(
+        script(
+            tmp_path,
+            f"""
         import numpy
         def samples():
             stored = numpy.load({str(file)!r})
             return list(zip(stored["x"], stored["y"]))
-        """))
+        """,
+        )
+    )
     assert samples.fingerprint == from_script.fingerprint
-    others = [samples.take(9), samples.select([1, 0, *range(2, 10)]), open_samples(npz(tmp_path, x=X)),
-              open_samples(npz(tmp_path, x=X, y=Y[::-1])), open_samples(npz(tmp_path, x=X.reshape(10, 48), y=Y))]
+    others = [
+        samples.take(9),
+        samples.select([1, 0, *range(2, 10)]),
+        open_samples(npz(tmp_path, x=X)),
+        open_samples(npz(tmp_path, x=X, y=Y[::-1])),
+        open_samples(npz(tmp_path, x=X.reshape(10, 48), y=Y)),
+    ]
     assert len({samples.fingerprint, *(other.fingerprint for other in others)}) == 6

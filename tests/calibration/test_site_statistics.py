@@ -50,8 +50,10 @@ def test_anchor_of_six_channels():
     assert site.entropy() == pytest.approx(0.527687, abs=5e-7)
 
 
-@pytest.mark.parametrize(("on", "off", "bits"), [(4, 4, 1.0), (8, 0, 0.0), (0, 8, 0.0), (2, 6, 0.8112781244591328),
-                                                 (1, 7, 0.5435644431995964), (0, 0, 0.0)])
+@pytest.mark.parametrize(
+    ("on", "off", "bits"),
+    [(4, 4, 1.0), (8, 0, 0.0), (0, 8, 0.0), (2, 6, 0.8112781244591328), (1, 7, 0.5435644431995964), (0, 0, 0.0)],
+)
 def test_t1_1_entropy_of_counts(on: int, off: int, bits: float):
     assert float(entropy_bits(torch.tensor([[on], [off]]))) == pytest.approx(bits, abs=1e-15)
 
@@ -207,8 +209,15 @@ class Shared(nn.Module):
         return self.once(self.act(self.act(x) - 1))
 
 
-@pytest.mark.parametrize(("sites", "code"), [(["act"], "SITE_SHARED"), (["once", "act", "same"], "SITE_SHARED"),
-                                             (["idle"], "SITE_UNUSED"), (["onec"], "SITE_UNKNOWN")])
+@pytest.mark.parametrize(
+    ("sites", "code"),
+    [
+        (["act"], "SITE_SHARED"),
+        (["once", "act", "same"], "SITE_SHARED"),
+        (["idle"], "SITE_UNUSED"),
+        (["onec"], "SITE_UNKNOWN"),
+    ],
+)
 def test_sites_that_cannot_be_observed(sites: list[str], code: str):
     network = Shared()
     with pytest.raises(UsageError) as caught:
@@ -222,9 +231,14 @@ def test_nearest_site_is_suggested():
         collect(Shared(), ["onec"], [torch.randn(4, 3)])
 
 
-@pytest.mark.parametrize(("batches", "code"), [([], "DATA_EMPTY"),
-                                               ([torch.tensor([[1.0, float("nan")]])], "SITE_NOT_FINITE"),
-                                               ([torch.ones(2, 3), torch.ones(2, 4)], "SITE_SHAPE")])
+@pytest.mark.parametrize(
+    ("batches", "code"),
+    [
+        ([], "DATA_EMPTY"),
+        ([torch.tensor([[1.0, float("nan")]])], "SITE_NOT_FINITE"),
+        ([torch.ones(2, 3), torch.ones(2, 4)], "SITE_SHAPE"),
+    ],
+)
 def test_unusable_batches(batches: list[Tensor], code: str):
     with pytest.raises(UsageError) as caught:
         collect(OneSite(nn.ReLU()), ["act"], batches)

@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 
 def conv_bn_relu6(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-                         nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU6(inplace=True),
+    )
 
 
 class InvertedResidual(nn.Module):
@@ -16,8 +19,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expand
         layers = [] if expand == 1 else [conv_bn_relu6(inputs, hidden, 1)]
-        layers += [conv_bn_relu6(hidden, hidden, 3, stride, hidden), nn.Conv2d(hidden, outputs, 1, bias=False),
-                   nn.BatchNorm2d(outputs)]
+        layers += [
+            conv_bn_relu6(hidden, hidden, 3, stride, hidden),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        ]
         self.conv = nn.Sequential(*layers)
         self.residual = stride == 1 and inputs == outputs
 
@@ -32,8 +38,15 @@ class MobileNetV2(nn.Module):
         super().__init__()
         layers = [conv_bn_relu6(3, 32, 3, 2)]
         inputs = 32
-        for expand, outputs, repeats, stride in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-                                                 (6, 160, 3, 2), (6, 320, 1, 1)):
+        for expand, outputs, repeats, stride in (
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ):
             for i in range(repeats):
                 layers.append(InvertedResidual(inputs, outputs, stride if i == 0 else 1, expand))
                 inputs = outputs

@@ -5,131 +5,329 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 
-from reports.records import (CandidateRecord, EditRecord, FailureRecord, GoalRecord, LayerRecord, MeasurementRecord,
-                             ParityRecord, QualityRecord, RejectedRecord, RunRecord, TargetRecord)
+from reports.records import (
+    CandidateRecord,
+    EditRecord,
+    FailureRecord,
+    GoalRecord,
+    LayerRecord,
+    MeasurementRecord,
+    ParityRecord,
+    QualityRecord,
+    RejectedRecord,
+    RunRecord,
+    TargetRecord,
+)
 
 TARGET_MS = 8.5
 
 
 def layers(blocks: int, prefix: str = "layer", kept: int | None = None) -> tuple[LayerRecord, ...]:
     """A chain of convolutions; blocks from `kept` on have lost their middle layer."""
-    found = [LayerRecord(name="stem.conv", kind="conv", description="conv 3×3, 1→24, stride 1", parameters=240,
-                         macs=169_344, predicted_ms=0.11)]
+    found = [
+        LayerRecord(
+            name="stem.conv",
+            kind="conv",
+            description="conv 3×3, 1→24, stride 1",
+            parameters=240,
+            macs=169_344,
+            predicted_ms=0.11,
+        )
+    ]
     for block in range(blocks):
         names = ("conv1", "conv2", "conv3") if kept is None or block < kept else ("conv1", "conv3")
         for name in names:
             wide = kept is not None and block >= kept and name == "conv1"
-            found.append(LayerRecord(
-                name=f"{prefix}{block // 4 + 1}.{block % 4}.{name}", kind="conv",
-                description=f"conv {'5×5' if wide else '3×3'}, 24→{96 if name == 'conv1' else 24}, stride 1",
-                parameters=20_736, macs=4_064_256, predicted_ms=0.08 + 0.05 * (block % 5)))
-    return (*found, LayerRecord(name="head", kind="linear", description="linear 96→10", parameters=970, macs=960,
-                                predicted_ms=None))
+            found.append(
+                LayerRecord(
+                    name=f"{prefix}{block // 4 + 1}.{block % 4}.{name}",
+                    kind="conv",
+                    description=f"conv {'5×5' if wide else '3×3'}, 24→{96 if name == 'conv1' else 24}, stride 1",
+                    parameters=20_736,
+                    macs=4_064_256,
+                    predicted_ms=0.08 + 0.05 * (block % 5),
+                )
+            )
+    return (
+        *found,
+        LayerRecord(
+            name="head", kind="linear", description="linear 96→10", parameters=970, macs=960, predicted_ms=None
+        ),
+    )
 
 
 def measurements(median_ms: float, size_bytes: int, formats: tuple[str, ...] = ("tflite", "onnx")):
-    return tuple(MeasurementRecord(
-        format=name, target="pixel-4-cpu", runner="emulator", runtime="LiteRT 2.3.0" if name == "tflite" else
-        "ONNX Runtime 1.22.0", n=12, median_ms=median_ms * factor, p90_ms=median_ms * factor * 1.004,
-        low_ms=median_ms * factor * 0.997, high_ms=median_ms * factor * 1.003, instructions=int(9.1e6 * median_ms),
-        cycles=2.84e6 * median_ms, artifact_sha256=hashlib.sha256(f"{name}{median_ms}".encode()).hexdigest(),
-        bytes=size_bytes, file=f"candidates/{name}/model.{name}", confidence_percent=95.0)
-        for name, factor in (("tflite", 1.0), ("onnx", 1.09)) if name in formats)
+    return tuple(
+        MeasurementRecord(
+            format=name,
+            target="pixel-4-cpu",
+            runner="emulator",
+            runtime="LiteRT 2.3.0" if name == "tflite" else "ONNX Runtime 1.22.0",
+            n=12,
+            median_ms=median_ms * factor,
+            p90_ms=median_ms * factor * 1.004,
+            low_ms=median_ms * factor * 0.997,
+            high_ms=median_ms * factor * 1.003,
+            instructions=int(9.1e6 * median_ms),
+            cycles=2.84e6 * median_ms,
+            artifact_sha256=hashlib.sha256(f"{name}{median_ms}".encode()).hexdigest(),
+            bytes=size_bytes,
+            file=f"candidates/{name}/model.{name}",
+            confidence_percent=95.0,
+        )
+        for name, factor in (("tflite", 1.0), ("onnx", 1.09))
+        if name in formats
+    )
 
 
 def parity(passed: bool = True):
-    return (ParityRecord(format="tflite", passed=passed, samples=64, relative_rmse=3.2e-7 if passed else float("nan"),
-                         max_abs=4.1e-6 if passed else float("inf"), top1_agreement=1.0 if passed else 0.11),
-            ParityRecord(format="onnx", passed=True, samples=64, relative_rmse=0.0, max_abs=1.9e-6,
-                         top1_agreement=None))
+    return (
+        ParityRecord(
+            format="tflite",
+            passed=passed,
+            samples=64,
+            relative_rmse=3.2e-7 if passed else float("nan"),
+            max_abs=4.1e-6 if passed else float("inf"),
+            top1_agreement=1.0 if passed else 0.11,
+        ),
+        ParityRecord(format="onnx", passed=True, samples=64, relative_rmse=0.0, max_abs=1.9e-6, top1_agreement=None),
+    )
 
 
 def base(blocks: int = 6, labelled: bool = True, prefix: str = "layer", measured: bool = True) -> CandidateRecord:
     return CandidateRecord(
-        index=0, budget_ms=None, predicted_ms=14.0, layers=layers(blocks, prefix), parameters=462_874,
-        macs=40_100_000, parity=parity(), measurements=measurements(14.2, 1_853_120) if measured else (),
-        quality=QualityRecord.of_counts("top-1", 1834, 2000, "artifact") if labelled else None, verdict="base",
-        margin_percent=100 * (14.2 / TARGET_MS - 1) if measured else None, seconds={"export": 8.4, "measure": 21.0})
+        index=0,
+        budget_ms=None,
+        predicted_ms=14.0,
+        layers=layers(blocks, prefix),
+        parameters=462_874,
+        macs=40_100_000,
+        parity=parity(),
+        measurements=measurements(14.2, 1_853_120) if measured else (),
+        quality=QualityRecord.of_counts("top-1", 1834, 2000, "artifact") if labelled else None,
+        verdict="base",
+        margin_percent=100 * (14.2 / TARGET_MS - 1) if measured else None,
+        seconds={"export": 8.4, "measure": 21.0},
+    )
 
 
-def probe(index: int, median_ms: float, verdict: str, correct: int, *, budget_ms: float, labelled: bool = True,
-          blocks: int = 6, prefix: str = "layer", reasons: tuple[str, ...] = ()) -> CandidateRecord:
+def probe(
+    index: int,
+    median_ms: float,
+    verdict: str,
+    correct: int,
+    *,
+    budget_ms: float,
+    labelled: bool = True,
+    blocks: int = 6,
+    prefix: str = "layer",
+    reasons: tuple[str, ...] = (),
+) -> CandidateRecord:
     merged = f"{prefix}{blocks // 8 + 1}.{blocks // 2 % 4}"
     return CandidateRecord(
-        index=index, budget_ms=budget_ms, predicted_ms=budget_ms * 0.991,
-        edits=(EditRecord(kind="linearize", site=f"{merged}.relu1", summary="The activation is off or on for nearly "
-                          "every sample, so it became the identity.", predicted_saving_ms=0.021, damage=0.0031,
-                          entropy_bits=0.082),
-               EditRecord(kind="merge", site=f"{merged}.conv1+{merged}.conv2", summary="Two 3×3 convolutions "
-                          "became one 5×5.", predicted_saving_ms=0.62, damage=0.0, entropy_bits=None),
-               EditRecord(kind="truncate", site="head", summary="Rank 96 → 14.", predicted_saving_ms=None,
-                          damage=0.0112, entropy_bits=None)),
-        rejected=(RejectedRecord(kind="merge", site=f"{prefix}2.1.conv1+{prefix}2.1.conv2",
-                                 reason="the merged 5×5 would take 0.91 ms, the pair takes 0.74 ms"),
-                  RejectedRecord(kind="truncate", site="stem.conv", reason="rank 8 of 9 saves nothing")),
-        layers=layers(blocks, prefix, kept=blocks // 2), parameters=231_002, macs=21_700_000, parity=parity(),
+        index=index,
+        budget_ms=budget_ms,
+        predicted_ms=budget_ms * 0.991,
+        edits=(
+            EditRecord(
+                kind="linearize",
+                site=f"{merged}.relu1",
+                summary="The activation is off or on for nearly every sample, so it became the identity.",
+                predicted_saving_ms=0.021,
+                damage=0.0031,
+                entropy_bits=0.082,
+            ),
+            EditRecord(
+                kind="merge",
+                site=f"{merged}.conv1+{merged}.conv2",
+                summary="Two 3×3 convolutions became one 5×5.",
+                predicted_saving_ms=0.62,
+                damage=0.0,
+                entropy_bits=None,
+            ),
+            EditRecord(
+                kind="truncate",
+                site="head",
+                summary="Rank 96 → 14.",
+                predicted_saving_ms=None,
+                damage=0.0112,
+                entropy_bits=None,
+            ),
+        ),
+        rejected=(
+            RejectedRecord(
+                kind="merge",
+                site=f"{prefix}2.1.conv1+{prefix}2.1.conv2",
+                reason="the merged 5×5 would take 0.91 ms, the pair takes 0.74 ms",
+            ),
+            RejectedRecord(kind="truncate", site="stem.conv", reason="rank 8 of 9 saves nothing"),
+        ),
+        layers=layers(blocks, prefix, kept=blocks // 2),
+        parameters=231_002,
+        macs=21_700_000,
+        parity=parity(),
         measurements=measurements(median_ms, 1_024_000),
-        quality=QualityRecord.of_counts("top-1" if labelled else "agreement with the original", correct, 2000,
-                                        "artifact"),
-        verdict=verdict, margin_percent=100 * (median_ms / TARGET_MS - 1), reasons=reasons,
-        seconds={"plan": 0.4, "recover": 61.2, "export": 9.1, "verify": 2.2, "measure": 20.5})
+        quality=QualityRecord.of_counts(
+            "top-1" if labelled else "agreement with the original", correct, 2000, "artifact"
+        ),
+        verdict=verdict,
+        margin_percent=100 * (median_ms / TARGET_MS - 1),
+        reasons=reasons,
+        seconds={"plan": 0.4, "recover": 61.2, "export": 9.1, "verify": 2.2, "measure": 20.5},
+    )
 
 
 def failed(index: int, budget_ms: float) -> CandidateRecord:
     return CandidateRecord(
-        index=index, budget_ms=budget_ms, predicted_ms=budget_ms, parameters=200_000, macs=19_000_000,
-        parity=parity(passed=False), verdict="undecided", seconds={"export": 3.3},
-        failure=FailureRecord(code="EXPORT_PARITY", exit_code=4, stage="verify", what="The TFLite artifact answers "
-                              "differently from the network.", where="layer2.1.conv1", why="the largest deviation is "
-                              "not finite", fix="planish export --format onnx"))
+        index=index,
+        budget_ms=budget_ms,
+        predicted_ms=budget_ms,
+        parameters=200_000,
+        macs=19_000_000,
+        parity=parity(passed=False),
+        verdict="undecided",
+        seconds={"export": 3.3},
+        failure=FailureRecord(
+            code="EXPORT_PARITY",
+            exit_code=4,
+            stage="verify",
+            what="The TFLite artifact answers differently from the network.",
+            where="layer2.1.conv1",
+            why="the largest deviation is not finite",
+            fix="planish export --format onnx",
+        ),
+    )
 
 
-def run_of(candidates: tuple[CandidateRecord, ...], verdict: str, *, winner: int | None = None, best: int | None = None,
-           original: CandidateRecord | None = None, headline: str = "", **changes) -> RunRecord:
+def run_of(
+    candidates: tuple[CandidateRecord, ...],
+    verdict: str,
+    *,
+    winner: int | None = None,
+    best: int | None = None,
+    original: CandidateRecord | None = None,
+    headline: str = "",
+    **changes,
+) -> RunRecord:
     fields = dict(
-        planish_version="0.1.0", name="fashion-8.5ms", model="examples/fashion/model.py:trained",
+        planish_version="0.1.0",
+        name="fashion-8.5ms",
+        model="examples/fashion/model.py:trained",
         data="examples/fashion/data.py:samples",
-        target=TargetRecord(name="pixel-4-cpu", title="Google Pixel 4, CPU", core="Cortex-A76", clock_ghz=2.84,
-                            kind="emulator", profile_version="1"),
-        goal=GoalRecord(latency_ms=TARGET_MS, max_drop_points=1.0, formats=("tflite", "onnx"),
-                        primary_format="tflite"),
-        verdict=verdict, exit_code={"met": 0, "not-met": 3, "undecided": 5, "verification-failed": 4}[verdict],
-        headline=headline, base=original or base(), candidates=candidates, winner=winner, best=best,
-        environment={"python": "3.11.2", "torch": "2.13.0", "litert-torch": "0.10.0", "qemu": "7.2.13",
-                     "platform": "Linux-6.1-x86_64", "llvm-mca": "14.0.6"},
-        started=datetime(2026, 3, 4, 9, 30, 0, tzinfo=UTC), finished=datetime(2026, 3, 4, 9, 41, 17, tzinfo=UTC),
-        seconds=677.0, command="planish fit examples/fashion/model.py:trained --data examples/fashion/data.py:samples "
+        target=TargetRecord(
+            name="pixel-4-cpu",
+            title="Google Pixel 4, CPU",
+            core="Cortex-A76",
+            clock_ghz=2.84,
+            kind="emulator",
+            profile_version="1",
+        ),
+        goal=GoalRecord(latency_ms=TARGET_MS, max_drop_points=1.0, formats=("tflite", "onnx"), primary_format="tflite"),
+        verdict=verdict,
+        exit_code={"met": 0, "not-met": 3, "undecided": 5, "verification-failed": 4}[verdict],
+        headline=headline,
+        base=original or base(),
+        candidates=candidates,
+        winner=winner,
+        best=best,
+        environment={
+            "python": "3.11.2",
+            "torch": "2.13.0",
+            "litert-torch": "0.10.0",
+            "qemu": "7.2.13",
+            "platform": "Linux-6.1-x86_64",
+            "llvm-mca": "14.0.6",
+        },
+        started=datetime(2026, 3, 4, 9, 30, 0, tzinfo=UTC),
+        finished=datetime(2026, 3, 4, 9, 41, 17, tzinfo=UTC),
+        seconds=677.0,
+        command="planish fit examples/fashion/model.py:trained --data examples/fashion/data.py:samples "
         "--target pixel-4-cpu --latency 8.5ms --max-drop 1pt --format tflite --format onnx",
         reproduce=("planish fit runs/fashion-8.5ms/recipe.toml --resume",),
-        next_command="planish measure runs/fashion-8.5ms/bundle --target raspberry-pi-4")
+        next_command="planish measure runs/fashion-8.5ms/bundle --target raspberry-pi-4",
+    )
     return RunRecord(**{**fields, **changes})
 
 
 def all_runs() -> dict[str, RunRecord]:
     long = "backbone.features.inverted_residual_bottleneck_with_a_very_long_module_name_"
     return {
-        "met": run_of((probe(1, 9.31, "above", 1829, budget_ms=8.5), probe(2, 7.22, "met", 1815, budget_ms=7.2),
-                       probe(3, 8.52, "undecided", 1826, budget_ms=8.2, reasons=("the interval [8.49, 8.55] straddles "
-                             "8.50 ms after 48 samples",)), probe(4, 8.31, "met", 1827, budget_ms=8.05)),
-                      "met", winner=4, best=4, headline="Candidate 4 runs in 8.31 ms on Google Pixel 4, CPU, 2.2 % "
-                      "under the 8.50 ms asked, and loses 0.35 points of top-1."),
-        "base meets": run_of((), "met", winner=0, best=0, original=base().model_copy(update=dict(
-            measurements=measurements(8.2, 1_853_120), margin_percent=100 * (8.2 / TARGET_MS - 1))),
-            headline="The original already runs in 8.20 ms."),
-        "not met": run_of((probe(1, 9.9, "above", 1801, budget_ms=8.5), probe(2, 9.1, "above", 1764, budget_ms=7.7),
-                           probe(3, 9.1, "above", 1764, budget_ms=6.9)), "not-met", best=3,
-                          headline="No candidate reaches 8.50 ms; the closest, candidate 3, runs in 9.10 ms.",
-                          warnings=("The data has 12 samples of class 7; 50 are needed for a stable estimate.",)),
-        "undecided": run_of((probe(1, 8.51, "undecided", 1830, budget_ms=8.5),), "undecided", best=1,
-                            headline="The interval of candidate 1 straddles 8.50 ms."),
-        "failed": run_of((failed(1, 8.5), failed(2, 8.2)), "verification-failed",
-                         original=base(measured=False), headline="Every artifact failed its parity check."),
-        "no labels": run_of((probe(1, 8.4, "met", 1985, budget_ms=8.4, labelled=False),), "met", winner=1, best=1,
-                            original=base(labelled=False), headline="Candidate 1 runs in 8.40 ms and agrees with the "
-                            "original on 99.25 % of the samples."),
-        "long names": run_of((probe(1, 8.4, "met", 1825, budget_ms=8.4, blocks=20, prefix=long),), "met", winner=1,
-                             best=1, original=base(blocks=20, prefix=long), headline="Candidate 1 runs in 8.40 ms."),
-        "hostile text": run_of((), "not-met", name="<script>alert(1)</script>", model='"><img src=http://x onerror=1>',
-                               headline="</title><b>& 'quoted' \x1b[31mred", environment={"<i>": "{{ 7*7 }}"},
-                               warnings=("javascript:alert(1)",)),
+        "met": run_of(
+            (
+                probe(1, 9.31, "above", 1829, budget_ms=8.5),
+                probe(2, 7.22, "met", 1815, budget_ms=7.2),
+                probe(
+                    3,
+                    8.52,
+                    "undecided",
+                    1826,
+                    budget_ms=8.2,
+                    reasons=("the interval [8.49, 8.55] straddles 8.50 ms after 48 samples",),
+                ),
+                probe(4, 8.31, "met", 1827, budget_ms=8.05),
+            ),
+            "met",
+            winner=4,
+            best=4,
+            headline="Candidate 4 runs in 8.31 ms on Google Pixel 4, CPU, 2.2 % "
+            "under the 8.50 ms asked, and loses 0.35 points of top-1.",
+        ),
+        "base meets": run_of(
+            (),
+            "met",
+            winner=0,
+            best=0,
+            original=base().model_copy(
+                update=dict(measurements=measurements(8.2, 1_853_120), margin_percent=100 * (8.2 / TARGET_MS - 1))
+            ),
+            headline="The original already runs in 8.20 ms.",
+        ),
+        "not met": run_of(
+            (
+                probe(1, 9.9, "above", 1801, budget_ms=8.5),
+                probe(2, 9.1, "above", 1764, budget_ms=7.7),
+                probe(3, 9.1, "above", 1764, budget_ms=6.9),
+            ),
+            "not-met",
+            best=3,
+            headline="No candidate reaches 8.50 ms; the closest, candidate 3, runs in 9.10 ms.",
+            warnings=("The data has 12 samples of class 7; 50 are needed for a stable estimate.",),
+        ),
+        "undecided": run_of(
+            (probe(1, 8.51, "undecided", 1830, budget_ms=8.5),),
+            "undecided",
+            best=1,
+            headline="The interval of candidate 1 straddles 8.50 ms.",
+        ),
+        "failed": run_of(
+            (failed(1, 8.5), failed(2, 8.2)),
+            "verification-failed",
+            original=base(measured=False),
+            headline="Every artifact failed its parity check.",
+        ),
+        "no labels": run_of(
+            (probe(1, 8.4, "met", 1985, budget_ms=8.4, labelled=False),),
+            "met",
+            winner=1,
+            best=1,
+            original=base(labelled=False),
+            headline="Candidate 1 runs in 8.40 ms and agrees with the original on 99.25 % of the samples.",
+        ),
+        "long names": run_of(
+            (probe(1, 8.4, "met", 1825, budget_ms=8.4, blocks=20, prefix=long),),
+            "met",
+            winner=1,
+            best=1,
+            original=base(blocks=20, prefix=long),
+            headline="Candidate 1 runs in 8.40 ms.",
+        ),
+        "hostile text": run_of(
+            (),
+            "not-met",
+            name="<script>alert(1)</script>",
+            model='"><img src=http://x onerror=1>',
+            headline="</title><b>& 'quoted' \x1b[31mred",
+            environment={"<i>": "{{ 7*7 }}"},
+            warnings=("javascript:alert(1)",),
+        ),
     }

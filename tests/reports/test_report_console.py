@@ -20,8 +20,13 @@ from reports.tables import probe_table, summary
 from targets.errors import VerificationError
 
 ROOT = Path(__file__).parents[2]
-ERROR = VerificationError("The artifact answers differently.", where="layer2.1.conv1", why="deviation 0.3",
-                          fix="planish export --format onnx", code="EXPORT_PARITY")
+ERROR = VerificationError(
+    "The artifact answers differently.",
+    where="layer2.1.conv1",
+    why="deviation 0.3",
+    fix="planish export --format onnx",
+    code="EXPORT_PARITY",
+)
 
 
 class Terminal(io.StringIO):
@@ -71,13 +76,27 @@ def test_plain_is_one_line_an_event_on_stderr_and_the_summary_on_stdout(met):
     out, err = play(met, "plain")
     lines = err.splitlines()
     assert "\x1b" not in out + err
-    assert sum("probe 4: budget 8.05 ms, predicted 7.98 ms, measured 8.31 ms [8.29, 8.33], 2.2 % under, "
-               "top-1 91.35 % (−0.35 pt), met" in line for line in lines) == 1
+    assert (
+        sum(
+            "probe 4: budget 8.05 ms, predicted 7.98 ms, measured 8.31 ms [8.29, 8.33], 2.2 % under, "
+            "top-1 91.35 % (−0.35 pt), met" in line
+            for line in lines
+        )
+        == 1
+    )
     assert any(line.endswith("calibrate: 500 of 2,000 samples") for line in lines)
     assert any("probe 4 > measure: done in 0.00 s" in line for line in lines)
     assert any("warning: few samples of class 7" in line for line in lines)
-    for said in ("1.71× faster", "91.70 %", "−0.35 pt", "1.85 MB", "runs/x/candidates/tflite/model.tflite",
-                 "runs/x/report.html", met.next_command, met.headline):
+    for said in (
+        "1.71× faster",
+        "91.70 %",
+        "−0.35 pt",
+        "1.85 MB",
+        "runs/x/candidates/tflite/model.tflite",
+        "runs/x/report.html",
+        met.next_command,
+        met.headline,
+    ):
         assert said in out, said
 
 
@@ -127,7 +146,7 @@ def live(run, monkeypatch, **environment) -> tuple[str, str]:
 def test_on_a_terminal_the_table_lives_and_stays(met, monkeypatch):
     out, err = live(met, monkeypatch)
     assert "\x1b[31m" in err and "\x1b[?25h" in err, "colour, and the cursor given back"
-    last = err[err.rindex("predicted"):]
+    last = err[err.rindex("predicted") :]
     assert all(said in last for said in ("9.31 ms", "7.22 ms", "8.52 ms", "8.31 ms", "[8.29, 8.33]", "undecided"))
     assert "calibrate" in err and "1.71× faster" in out
 
@@ -186,10 +205,14 @@ def test_a_reader_that_goes_away_does_not_end_the_run(mode, tmp_path):
         "import sys; from reports.console import Console\n"
         f"console = Console({mode!r})\n"
         "for step in range(20_000): console.event('step', number=step)\n"
-        "console.close(); open(sys.argv[1], 'w').write('finished')\n")
+        "console.close(); open(sys.argv[1], 'w').write('finished')\n"
+    )
     reader, writer = os.pipe()
-    streams = {"stdout": writer, "stderr": subprocess.PIPE} if mode == "json" else {
-        "stdout": subprocess.PIPE, "stderr": writer}
+    streams = (
+        {"stdout": writer, "stderr": subprocess.PIPE}
+        if mode == "json"
+        else {"stdout": subprocess.PIPE, "stderr": writer}
+    )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "mark")], cwd=ROOT, **streams)
     os.close(writer)
     os.read(reader, 100)
@@ -206,8 +229,10 @@ def test_the_mode_that_suits_a_stream():
 
 
 def test_the_reports_import_no_torch_and_no_pipeline():
-    script = ("import sys, reports.console, reports.html.render, reports.records\n"
-              "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'pipeline', 'calibration')])")
+    script = (
+        "import sys, reports.console, reports.html.render, reports.records\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'pipeline', 'calibration')])"
+    )
     printed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "[]"
 

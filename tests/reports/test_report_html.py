@@ -6,9 +6,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_runs import TARGET_MS, all_runs
 from hypothesis import given
 from hypothesis import strategies as st
+from report_runs import TARGET_MS, all_runs
 
 from reports import plots
 from reports.comparison import compare_layers, touches
@@ -100,9 +100,24 @@ def test_text_of_the_user_stays_text(pages, runs):
 
 def test_the_page_says_what_was_asked_measured_and_done(pages):
     words = pages["met"].words
-    for said in ("Target met", "8.31 ms", "[8.29, 8.33]", "2.2 % under", "1.71× faster", "91.70 %", "91.35 %",
-                 "−0.35 pt", "1.85 MB", "1.02 MB", "Cortex-A76", "planish fit examples/fashion/model.py:trained",
-                 "Two 3×3 convolutions became one 5×5.", "rank 8 of 9 saves nothing", "litert-torch", "emulator"):
+    for said in (
+        "Target met",
+        "8.31 ms",
+        "[8.29, 8.33]",
+        "2.2 % under",
+        "1.71× faster",
+        "91.70 %",
+        "91.35 %",
+        "−0.35 pt",
+        "1.85 MB",
+        "1.02 MB",
+        "Cortex-A76",
+        "planish fit examples/fashion/model.py:trained",
+        "Two 3×3 convolutions became one 5×5.",
+        "rank 8 of 9 saves nothing",
+        "litert-torch",
+        "emulator",
+    ):
         assert said in words, said
 
 
@@ -127,7 +142,7 @@ def test_text_colours_reach_the_contrast_of_wcag_aa(scheme):
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", css.split(":root {")[1 + scheme].split("}")[0]))
 
     def luminance(colour: str) -> float:
-        channels = [int(colour[index:index + 2], 16) / 255 for index in (1, 3, 5)]
+        channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
         linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
         return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -152,21 +167,40 @@ def test_a_new_layer_stands_where_it_belongs(met):
     halves = [before[1].model_copy(update={"name": f"{before[1].name}.{part}"}) for part in ("u", "v")]
     rows = compare_layers(before, (before[0], *halves, before[2]), ())
     assert [(row.name, row.change) for row in rows] == [
-        (before[0].name, "kept"), (before[1].name, "removed"), (halves[0].name, "added"), (halves[1].name, "added"),
-        (before[2].name, "kept")]
+        (before[0].name, "kept"),
+        (before[1].name, "removed"),
+        (halves[0].name, "added"),
+        (halves[1].name, "added"),
+        (before[2].name, "kept"),
+    ]
 
 
-@pytest.mark.parametrize(("site", "layer", "expected"), [
-    ("a.b", "a.b", True), ("a.b", "a.b.c", True), ("a.b", "a.bc", False), ("a+b", "b", True), ("a, b → c", "c", True),
-    ("", "a", False)])
+@pytest.mark.parametrize(
+    ("site", "layer", "expected"),
+    [
+        ("a.b", "a.b", True),
+        ("a.b", "a.b.c", True),
+        ("a.b", "a.bc", False),
+        ("a+b", "b", True),
+        ("a, b → c", "c", True),
+        ("", "a", False),
+    ],
+)
 def test_an_edit_touches_its_site_and_what_is_under_it(site, layer, expected):
     assert touches(site, layer) is expected
 
 
 def point(label: str, x_ms: float, y_percent: float, spread: float = 0.0, **changes) -> plots.Point:
-    return plots.Point(label, x_ms, x_ms * (1 - spread), x_ms * (1 + spread), y_percent,
-                       max(0.0, y_percent - 100 * spread), min(100.0, y_percent + 100 * spread),
-                       **{"outcome": "met", **changes})
+    return plots.Point(
+        label,
+        x_ms,
+        x_ms * (1 - spread),
+        x_ms * (1 + spread),
+        y_percent,
+        max(0.0, y_percent - 100 * spread),
+        min(100.0, y_percent + 100 * spread),
+        **{"outcome": "met", **changes},
+    )
 
 
 def numbers(svg: str) -> list[float]:
@@ -185,28 +219,39 @@ def label_boxes(svg: str) -> list[tuple[float, float, float, float]]:
 
 
 def test_labels_of_equal_points_do_not_overlap():
-    svg = plots.latency_quality([point(f"#{index}", 8.0, 91.0) for index in range(5)], target_ms=8.5,
-                                floor_percent=90.0, metric="top-1")
+    svg = plots.latency_quality(
+        [point(f"#{index}", 8.0, 91.0) for index in range(5)], target_ms=8.5, floor_percent=90.0, metric="top-1"
+    )
     boxes = label_boxes(svg)
     assert len(boxes) == 5
     for index, a in enumerate(boxes):
-        for b in boxes[index + 1:]:
+        for b in boxes[index + 1 :]:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
 def test_one_point_on_the_target_still_has_axes():
-    svg = plots.latency_quality([point("base", TARGET_MS, 100.0)], target_ms=TARGET_MS, floor_percent=None,
-                                metric="top-1")
+    svg = plots.latency_quality(
+        [point("base", TARGET_MS, 100.0)], target_ms=TARGET_MS, floor_percent=None, metric="top-1"
+    )
     ticks = re.findall(r'class="tick"[^>]*>([^<]*)', svg)
     assert len(ticks) >= 4 and "100" in [tick.split(".")[0] for tick in ticks]
     assert max(float(tick) for tick in ticks) <= 100
 
 
-@given(st.lists(st.tuples(st.floats(1e-3, 1e4), st.floats(0, 100), st.floats(0, 0.2)), min_size=1, max_size=6),
-       st.floats(1e-3, 1e4), st.one_of(st.none(), st.floats(0, 100)))
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e4), st.floats(0, 100), st.floats(0, 0.2)), min_size=1, max_size=6),
+    st.floats(1e-3, 1e4),
+    st.one_of(st.none(), st.floats(0, 100)),
+)
 def test_a_plot_is_finite_and_inside_its_frame(values, target_ms, floor_percent):
-    svg = plots.latency_quality([point(f"#{i}", *value) for i, value in enumerate(values)], target_ms=target_ms,
-                                floor_percent=floor_percent, metric="top-1", width=720, height=400)
+    svg = plots.latency_quality(
+        [point(f"#{i}", *value) for i, value in enumerate(values)],
+        target_ms=target_ms,
+        floor_percent=floor_percent,
+        metric="top-1",
+        width=720,
+        height=400,
+    )
     assert "nan" not in svg.lower() and "inf" not in svg.lower()
     assert all(-1 <= number <= 721 for number in numbers(svg))
     assert 2 <= len(re.findall('class="tick"', svg)) <= 40

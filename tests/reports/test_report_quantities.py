@@ -9,9 +9,22 @@ from hypothesis import strategies as st
 from reports import quantities
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0, "0"), (8.3123, "8.31"), (12.34, "12.3"), (9.996, "10.0"), (99.96, "100"), (123.4, "123"), (1234.5, "1,234"),
-    (0.0042, "0.00420"), (3.2e-7, "3.20e−7"), (-0.5, "−0.500"), (0.0001, "0.000100")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (8.3123, "8.31"),
+        (12.34, "12.3"),
+        (9.996, "10.0"),
+        (99.96, "100"),
+        (123.4, "123"),
+        (1234.5, "1,234"),
+        (0.0042, "0.00420"),
+        (3.2e-7, "3.20e−7"),
+        (-0.5, "−0.500"),
+        (0.0001, "0.000100"),
+    ],
+)
 def test_three_significant_digits(value, text):
     assert quantities.significant(value) == text
 
@@ -28,21 +41,38 @@ def test_the_ends_of_a_real_interval_never_look_equal(low, relative):
     assert first != second
 
 
-@pytest.mark.parametrize(("call", "text"), [
-    (lambda: quantities.interval(14.157, 14.243), "[14.16, 14.24]"),
-    (lambda: quantities.interval(8.31, 8.31), "[8.31, 8.31]"),
-    (lambda: quantities.milliseconds(None), "–"), (lambda: quantities.milliseconds(8.0), "8.00 ms"),
-    (lambda: quantities.percent(91.349), "91.35 %"), (lambda: quantities.points(-0.35), "−0.35 pt"),
-    (lambda: quantities.points(0.001), "±0.00 pt"), (lambda: quantities.points(0.1), "+0.10 pt"),
-    (lambda: quantities.against_target(-2.2), "2.2 % under"), (lambda: quantities.against_target(0.34), "0.34 % over"),
-    (lambda: quantities.against_target(67.06), "67 % over"), (lambda: quantities.against_target(0.0), "on target"),
-    (lambda: quantities.change(200, 110), "−45 %"), (lambda: quantities.change(100, 100), "unchanged"),
-    (lambda: quantities.speedup(14.2, 8.31), "1.71× faster"), (lambda: quantities.speedup(8, 8.4), "1.05× slower"),
-    (lambda: quantities.speedup(8, 8.001), "same speed"), (lambda: quantities.size(999), "999 B"),
-    (lambda: quantities.size(1_023_456), "1.02 MB"), (lambda: quantities.size(999_800), "1.00 MB"),
-    (lambda: quantities.count(462_874), "463 k"), (lambda: quantities.count(3_710_000_000), "3.71 G"),
-    (lambda: quantities.count(960), "960"), (lambda: quantities.duration(0.42), "0.42 s"),
-    (lambda: quantities.duration(12.34), "12.3 s"), (lambda: quantities.duration(59.99), "1 min 00 s"),
-    (lambda: quantities.duration(3599.9), "1 h 00 min"), (lambda: quantities.duration(3725), "1 h 02 min")])
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: quantities.interval(14.157, 14.243), "[14.16, 14.24]"),
+        (lambda: quantities.interval(8.31, 8.31), "[8.31, 8.31]"),
+        (lambda: quantities.milliseconds(None), "–"),
+        (lambda: quantities.milliseconds(8.0), "8.00 ms"),
+        (lambda: quantities.percent(91.349), "91.35 %"),
+        (lambda: quantities.points(-0.35), "−0.35 pt"),
+        (lambda: quantities.points(0.001), "±0.00 pt"),
+        (lambda: quantities.points(0.1), "+0.10 pt"),
+        (lambda: quantities.against_target(-2.2), "2.2 % under"),
+        (lambda: quantities.against_target(0.34), "0.34 % over"),
+        (lambda: quantities.against_target(67.06), "67 % over"),
+        (lambda: quantities.against_target(0.0), "on target"),
+        (lambda: quantities.change(200, 110), "−45 %"),
+        (lambda: quantities.change(100, 100), "unchanged"),
+        (lambda: quantities.speedup(14.2, 8.31), "1.71× faster"),
+        (lambda: quantities.speedup(8, 8.4), "1.05× slower"),
+        (lambda: quantities.speedup(8, 8.001), "same speed"),
+        (lambda: quantities.size(999), "999 B"),
+        (lambda: quantities.size(1_023_456), "1.02 MB"),
+        (lambda: quantities.size(999_800), "1.00 MB"),
+        (lambda: quantities.count(462_874), "463 k"),
+        (lambda: quantities.count(3_710_000_000), "3.71 G"),
+        (lambda: quantities.count(960), "960"),
+        (lambda: quantities.duration(0.42), "0.42 s"),
+        (lambda: quantities.duration(12.34), "12.3 s"),
+        (lambda: quantities.duration(59.99), "1 min 00 s"),
+        (lambda: quantities.duration(3599.9), "1 h 00 min"),
+        (lambda: quantities.duration(3725), "1 h 02 min"),
+    ],
+)
 def test_spellings(call, text):
     assert call() == text

@@ -6,13 +6,21 @@ import json
 import math
 
 import pytest
-from report_runs import all_runs, measurements, run_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from report_runs import all_runs, measurements, run_of
 
-from reports.records import (SCHEMA_VERSION, ArtifactRecord, ManifestRecord, ParityRecord, QualityRecord, RunRecord,
-                             TensorRecord, read_run)
+from reports.records import (
+    SCHEMA_VERSION,
+    ArtifactRecord,
+    ManifestRecord,
+    ParityRecord,
+    QualityRecord,
+    RunRecord,
+    TensorRecord,
+    read_run,
+)
 from targets.errors import UsageError
 
 
@@ -29,8 +37,9 @@ def test_json_has_no_number_that_json_lacks(runs):
 
 
 def test_a_deviation_that_is_not_finite_is_recorded_as_absent():
-    parity = ParityRecord(format="tflite", passed=False, samples=1, relative_rmse=math.nan, max_abs=math.inf,
-                          top1_agreement=None)
+    parity = ParityRecord(
+        format="tflite", passed=False, samples=1, relative_rmse=math.nan, max_abs=math.inf, top1_agreement=None
+    )
     assert (parity.relative_rmse, parity.max_abs) == (None, None)
 
 
@@ -102,13 +111,30 @@ def test_wilson_interval_holds_the_value_and_stays_in_range(counts):
 
 
 def manifest(met, file: str) -> ManifestRecord:
-    tensor = TensorRecord(name="image", shape=(-1, 28, 28, 1), dtype="float32", layout="NHWC", minimum=-1.0,
-                          maximum=1.0)
-    artifact = ArtifactRecord(file=file, format="tflite", sha256="0" * 64, bytes=1_024_000, runtime="LiteRT",
-                              minimum_runtime_version="2.0", inputs=(tensor,), outputs=(), quality=None,
-                              measurement=measurements(8.31, 1_024_000)[0])
-    return ManifestRecord(planish_version="0.1.0", name="fashion", source_run=met.name, target=met.target,
-                          edits=("one merge",), tools={"litert-torch": "0.10.0"}, artifacts=(artifact,))
+    tensor = TensorRecord(
+        name="image", shape=(-1, 28, 28, 1), dtype="float32", layout="NHWC", minimum=-1.0, maximum=1.0
+    )
+    artifact = ArtifactRecord(
+        file=file,
+        format="tflite",
+        sha256="0" * 64,
+        bytes=1_024_000,
+        runtime="LiteRT",
+        minimum_runtime_version="2.0",
+        inputs=(tensor,),
+        outputs=(),
+        quality=None,
+        measurement=measurements(8.31, 1_024_000)[0],
+    )
+    return ManifestRecord(
+        planish_version="0.1.0",
+        name="fashion",
+        source_run=met.name,
+        target=met.target,
+        edits=("one merge",),
+        tools={"litert-torch": "0.10.0"},
+        artifacts=(artifact,),
+    )
 
 
 def test_a_manifest_reads_back_equal(met):

@@ -16,15 +16,18 @@ SMALL = [convolution(3, 8, 3, 1, 12), convolution(8, 8, 3, 2, 12)]
 WIDER = [convolution(3, 16, 3, 1, 12), convolution(16, 16, 3, 2, 12)]
 
 
-def write_artifact(folder: Path, name: str, operators: list[Operator], format: str,
-                   samples: int = 1) -> tuple[Path, Path]:
+def write_artifact(
+    folder: Path, name: str, operators: list[Operator], format: str, samples: int = 1
+) -> tuple[Path, Path]:
     """(artifact, inputs .npz with `samples` samples)."""
     content, arrays = {"tflite": tflite, "onnx": onnx}[format].build(operators, numpy.random.default_rng(1))
     artifact, inputs = folder / f"{name}.{format}", folder / f"{name}.{format}.npz"
     artifact.write_bytes(content)
     rng = numpy.random.default_rng(2)
-    numpy.savez(inputs, **{key: rng.standard_normal((samples, *array.shape[1:]), dtype=numpy.float32)
-                           for key, array in arrays.items()})
+    numpy.savez(
+        inputs,
+        **{key: rng.standard_normal((samples, *array.shape[1:]), dtype=numpy.float32) for key, array in arrays.items()},
+    )
     return artifact, inputs
 
 

@@ -57,10 +57,16 @@ def test_a_convolution_costs_something_and_always_the_same(key, operator):
 @given(tables, convolutions(), st.integers(1, 64))
 def test_more_input_channels_never_cost_less(key, operator, more):
     if operator.is_depthwise:
-        wider = convolution(operator.in_channels + more, operator.in_channels + more, operator.kernel[0],
-                            operator.stride[0], operator.in_size[0], groups=operator.in_channels + more)
+        wider = convolution(
+            operator.in_channels + more,
+            operator.in_channels + more,
+            operator.kernel[0],
+            operator.stride[0],
+            operator.in_size[0],
+            groups=operator.in_channels + more,
+        )
         if operator.in_channels == 1:
-            return      # a single channel is no depthwise convolution
+            return  # a single channel is no depthwise convolution
     else:
         wider = replace(operator, in_channels=operator.in_channels + more)
     assert TABLES[key].milliseconds(wider) >= TABLES[key].milliseconds(operator)
@@ -130,8 +136,10 @@ def test_the_hosts_table_is_built_once_and_kept_in_the_cache(tmp_path, monkeypat
 
     def times(models, profile, format, progress):
         calls.append(format)
-        return [Timing((0.001 + 1e-6 * sum(operator.macs for operator in model),), "test 1", None, None, {})
-                for model in models]
+        return [
+            Timing((0.001 + 1e-6 * sum(operator.macs for operator in model),), "test 1", None, None, {})
+            for model in models
+        ]
 
     monkeypatch.setenv("PLANISH_CACHE", str(tmp_path))
     monkeypatch.setattr(cost, "_time", times)
@@ -140,12 +148,17 @@ def test_the_hosts_table_is_built_once_and_kept_in_the_cache(tmp_path, monkeypat
     assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["costs"]
 
 
-OPERATORS = [convolution(3, 8, 3, 2, 15), convolution(8, 8, 5, 1, 9, groups=8), convolution(8, 12, 3, 1, 9, groups=2),
-             convolution(6, 10, 1, 1, 9), Operator("linear", 10, 6, (1, 1), (1, 1), 1, (1, 1), (1, 1)),
-             Operator("linear", 10, 6, (1, 1), (1, 1), 1, (7, 1), (7, 1)),
-             Operator("elementwise", 6, 6, (1, 1), (1, 1), 1, (5, 5), (5, 5)),
-             Operator("pool", 6, 6, (2, 2), (2, 2), 1, (8, 8), (4, 4)),
-             Operator("pool", 6, 6, (8, 8), (1, 1), 1, (8, 8), (1, 1))]
+OPERATORS = [
+    convolution(3, 8, 3, 2, 15),
+    convolution(8, 8, 5, 1, 9, groups=8),
+    convolution(8, 12, 3, 1, 9, groups=2),
+    convolution(6, 10, 1, 1, 9),
+    Operator("linear", 10, 6, (1, 1), (1, 1), 1, (1, 1), (1, 1)),
+    Operator("linear", 10, 6, (1, 1), (1, 1), 1, (7, 1), (7, 1)),
+    Operator("elementwise", 6, 6, (1, 1), (1, 1), 1, (5, 5), (5, 5)),
+    Operator("pool", 6, 6, (2, 2), (2, 2), 1, (8, 8), (4, 4)),
+    Operator("pool", 6, 6, (8, 8), (1, 1), 1, (8, 8), (1, 1)),
+]
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: cost_model.classify(operator, "onnx"))

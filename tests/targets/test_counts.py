@@ -26,19 +26,28 @@ def block(address, code):
 
 def test_phases_by_label_without_the_harness(tmp_path):
     path = tmp_path / "counts.bin"
-    path.write_bytes(b"PLNSBLK1" + phase(1, (0, 5), (1, 7), (2, 9)) + phase(2, (1, 1), (3, 2))
-                     + block(0x400100, b"abcd") + block(0x700010, b"efghijkl") + block(0x900000, b"mnop")
-                     + block(0xB00000, b"qrst"))
+    path.write_bytes(
+        b"PLNSBLK1"
+        + phase(1, (0, 5), (1, 7), (2, 9))
+        + phase(2, (1, 1), (3, 2))
+        + block(0x400100, b"abcd")
+        + block(0x700010, b"efghijkl")
+        + block(0x900000, b"mnop")
+        + block(0xB00000, b"qrst")
+    )
     runtime = Block(0x700010, b"efghijkl")
     assert runtime.instructions == 2
     assert read_phases(path, MAPS) == {1: [(runtime, 7)], 2: [(runtime, 1)]}
 
 
-@pytest.mark.parametrize(("content", "why"), [
-    (b"", "not a counts file"),
-    (b"PLNSBLK1" + phase(1, (0, 5)), "cut short"),
-    (b"PLNSBLK1" + struct.pack("=IIQ", 99, 0, 0), "unknown record"),
-])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "not a counts file"),
+        (b"PLNSBLK1" + phase(1, (0, 5)), "cut short"),
+        (b"PLNSBLK1" + struct.pack("=IIQ", 99, 0, 0), "unknown record"),
+    ],
+)
 def test_a_damaged_file_is_refused(tmp_path, content, why):
     path = tmp_path / "counts.bin"
     path.write_bytes(content)

@@ -23,10 +23,14 @@ pytestmark = pytest.mark.emulator
 @pytest.fixture(scope="module")
 def first(emulator, small, wider):
     """One session of a process a format: {(name, format): Measurement}."""
-    wanted = [(name, format, *artifacts[format]) for name, artifacts in (("small", small), ("wider", wider))
-              for format in ("tflite", "onnx")]
-    found = measure_many([(artifact, format, inputs) for _, format, artifact, inputs in wanted],
-                         profile=load_profile("pixel-4-cpu"))
+    wanted = [
+        (name, format, *artifacts[format])
+        for name, artifacts in (("small", small), ("wider", wider))
+        for format in ("tflite", "onnx")
+    ]
+    found = measure_many(
+        [(artifact, format, inputs) for _, format, artifact, inputs in wanted], profile=load_profile("pixel-4-cpu")
+    )
     return {(name, format): measurement for (name, format, _, _), measurement in zip(wanted, found)}
 
 
@@ -62,8 +66,9 @@ def test_two_profiles_can_be_measured_at_the_same_time(emulator, small):
     artifact, inputs = small["tflite"]
     names = ("raspberry-pi-4", "pixel-3a-cpu")
     with ThreadPoolExecutor(2) as pool:
-        slow, fast = pool.map(lambda name: measure(artifact, format="tflite", profile=load_profile(name),
-                                                   inputs=inputs), names)
+        slow, fast = pool.map(
+            lambda name: measure(artifact, format="tflite", profile=load_profile(name), inputs=inputs), names
+        )
     assert (slow.target, fast.target) == names
     assert slow.median_ms > fast.median_ms
 
@@ -89,8 +94,8 @@ def test_a_file_that_is_no_artifact_is_the_users_error(emulator, small, tmp_path
 
 
 def test_blocks_are_timed_by_what_they_do(emulator):
-    fmla = bytes.fromhex("20cc224e")        # fmla v0.4s, v1.4s, v2.4s: each waits for the last
-    unknown = bytes.fromhex("ffffffff")     # no instruction
+    fmla = bytes.fromhex("20cc224e")  # fmla v0.4s, v1.4s, v2.4s: each waits for the last
+    unknown = bytes.fromhex("ffffffff")  # no instruction
     costs = timing.block_costs({fmla, fmla * 4, fmla + unknown}, emulator, "neoverse-n1")
     assert costs[fmla * 4].cycles > 3 * costs[fmla].cycles
     assert [costs[code].skipped for code in (fmla, fmla * 4, fmla + unknown)] == [0, 0, 1]

@@ -34,8 +34,17 @@ def test_measurements_come_in_the_order_asked_with_samples_and_an_interval(measu
 
 def test_a_larger_budget_takes_more_samples(wider):
     artifact, inputs = wider["tflite"]
-    few, many = (host.time_artifacts([host.Job(artifact, inputs)], "tflite", lambda message: None, least_samples=least,
-                                     budget_s=0.01, warmup_s=0.0)[0] for least in (5, 400))
+    few, many = (
+        host.time_artifacts(
+            [host.Job(artifact, inputs)],
+            "tflite",
+            lambda message: None,
+            least_samples=least,
+            budget_s=0.01,
+            warmup_s=0.0,
+        )[0]
+        for least in (5, 400)
+    )
     assert len(few.samples_ms) < 400 <= len(many.samples_ms)
 
 
@@ -52,12 +61,15 @@ def test_every_sample_is_run_by_itself(small, tmp_path, format):
         numpy.testing.assert_array_equal(whole[name][1:2], second[name])
 
 
-@pytest.mark.parametrize(("arrays", "why"), [
-    ({"x": numpy.zeros((1, 5, 5, 3), numpy.float32)}, "one sample is [1, 5, 5, 3] float32"),
-    ({"x": numpy.zeros((1, 12, 12, 3), numpy.float64)}, "float64"),
-    ({"x": numpy.zeros((0, 12, 12, 3), numpy.float32)}, "at least one"),
-    ({"x": numpy.zeros(1), "y": numpy.zeros(1)}, "it has 1 inputs (t0), the samples have 2 arrays"),
-])
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"x": numpy.zeros((1, 5, 5, 3), numpy.float32)}, "one sample is [1, 5, 5, 3] float32"),
+        ({"x": numpy.zeros((1, 12, 12, 3), numpy.float64)}, "float64"),
+        ({"x": numpy.zeros((0, 12, 12, 3), numpy.float32)}, "at least one"),
+        ({"x": numpy.zeros(1), "y": numpy.zeros(1)}, "it has 1 inputs (t0), the samples have 2 arrays"),
+    ],
+)
 def test_samples_that_do_not_fit_are_the_users_error(small, tmp_path, arrays, why):
     numpy.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(UsageError) as caught:
@@ -65,8 +77,10 @@ def test_samples_that_do_not_fit_are_the_users_error(small, tmp_path, arrays, wh
     assert caught.value.code == "ARTIFACT_UNUSABLE" and why in caught.value.why
 
 
-@pytest.mark.parametrize(("name", "content", "why"), [
-    ("model.tflite", b"rubbish", "cannot load it"), ("model.onnx", b"rubbish", "cannot load it")])
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [("model.tflite", b"rubbish", "cannot load it"), ("model.onnx", b"rubbish", "cannot load it")],
+)
 def test_a_file_the_runtime_does_not_load_is_the_users_error(small, tmp_path, name, content, why):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError) as caught:

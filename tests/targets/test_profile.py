@@ -51,18 +51,21 @@ def test_an_unknown_target_names_the_nearest_and_the_list():
     assert str(caught.value).count("\n") == 3
 
 
-@pytest.mark.parametrize(("old", "new", "why"), [
-    ('kind = "emulator"', 'kind = "gpu"', "kind is one of"),
-    ('kind = "emulator"', 'kind = "host"', "a host target has none"),
-    ('soc = "Snapdragon 855"', "", "missing: soc"),
-    ('soc = "Snapdragon 855"', 'soc = "Snapdragon 855"\nram = 6', "unknown: ram"),
-    ("clock_ghz = 2.84", 'clock_ghz = "2.84"', "core.clock_ghz is str, expected float"),
-    ("clock_ghz = 2.84", "clock_ghz = 2840.0", "gigahertz"),
-    ("midr_part = 0xd0b", "midr_part = true", "core.midr_part is bool, expected int"),
-    ('features = ["fp",', "features = [1,", "list of strings"),
-    ('"core.clock_ghz" =', '"core.clock" =', "no source is given for core.clock_ghz"),
-    ("[core]", "[core", "Expected ']'"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('kind = "emulator"', 'kind = "gpu"', "kind is one of"),
+        ('kind = "emulator"', 'kind = "host"', "a host target has none"),
+        ('soc = "Snapdragon 855"', "", "missing: soc"),
+        ('soc = "Snapdragon 855"', 'soc = "Snapdragon 855"\nram = 6', "unknown: ram"),
+        ("clock_ghz = 2.84", 'clock_ghz = "2.84"', "core.clock_ghz is str, expected float"),
+        ("clock_ghz = 2.84", "clock_ghz = 2840.0", "gigahertz"),
+        ("midr_part = 0xd0b", "midr_part = true", "core.midr_part is bool, expected int"),
+        ('features = ["fp",', "features = [1,", "list of strings"),
+        ('"core.clock_ghz" =', '"core.clock" =', "no source is given for core.clock_ghz"),
+        ("[core]", "[core", "Expected ']'"),
+    ],
+)
 def test_a_bad_profile_says_why(tmp_path, old, new, why):
     assert old in GOOD
     with pytest.raises(UsageError) as caught:

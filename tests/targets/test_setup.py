@@ -27,8 +27,12 @@ def empty_cache(tmp_path, monkeypatch):
 def fake_programs(folder: Path, monkeypatch, update: str, install: str) -> None:
     """A PATH on which apt-get says what it is told to."""
     folder.mkdir()
-    programs = {"apt-get": APT.format(update=update, install=install), "gcc": "#!/bin/sh\n", "dpkg-deb": "#!/bin/sh\n",
-                "dpkg": "#!/bin/sh\necho amd64\n"}
+    programs = {
+        "apt-get": APT.format(update=update, install=install),
+        "gcc": "#!/bin/sh\n",
+        "dpkg-deb": "#!/bin/sh\n",
+        "dpkg": "#!/bin/sh\necho amd64\n",
+    }
     for name, text in programs.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -54,13 +58,26 @@ def test_with_nothing_on_the_path_the_missing_programs_are_named(empty_cache, mo
     assert "Debian" in caught.value.fix
 
 
-@pytest.mark.parametrize(("update", "install", "why", "fix"), [
-    ("Reading", "E: Unable to locate package python3.11-minimal", "sources do not offer it", "Ubuntu keeps arm64 on"),
-    ("W: Failed to fetch InRelease Could not resolve", "E: Unable to locate package x", "not be fetched", "network"),
-    ("Reading", "E: Failed to fetch x.deb Connection timed out", "the download failed", "network"),
-    ("Reading", "E: You don't have enough free space in y/", "the disk is full", "PLANISH_CACHE"),
-    ("Reading", "E: Something else", "E: Something else", "apt-get update"),
-])
+@pytest.mark.parametrize(
+    ("update", "install", "why", "fix"),
+    [
+        (
+            "Reading",
+            "E: Unable to locate package python3.11-minimal",
+            "sources do not offer it",
+            "Ubuntu keeps arm64 on",
+        ),
+        (
+            "W: Failed to fetch InRelease Could not resolve",
+            "E: Unable to locate package x",
+            "not be fetched",
+            "network",
+        ),
+        ("Reading", "E: Failed to fetch x.deb Connection timed out", "the download failed", "network"),
+        ("Reading", "E: You don't have enough free space in y/", "the disk is full", "PLANISH_CACHE"),
+        ("Reading", "E: Something else", "E: Something else", "apt-get update"),
+    ],
+)
 def test_what_apt_says_becomes_what_to_do(empty_cache, tmp_path, monkeypatch, update, install, why, fix):
     fake_programs(tmp_path / "bin", monkeypatch, update, install)
     with pytest.raises(MissingEnvironmentError) as caught:
@@ -150,6 +167,12 @@ def test_an_atomic_write_leaves_one_file(tmp_path):
 
 def test_unpacking_needs_no_root_and_no_system_state(tmp_path):
     conf = debian.APT_CONF.format(architecture="arm64", state=tmp_path)
-    assert all(setting in conf for setting in (f'Dir::State "{tmp_path}"', f'Dir::Cache "{tmp_path}/cache"',
-                                               f'Dir::State::status "{tmp_path}/status"'))
+    assert all(
+        setting in conf
+        for setting in (
+            f'Dir::State "{tmp_path}"',
+            f'Dir::Cache "{tmp_path}/cache"',
+            f'Dir::State::status "{tmp_path}/status"',
+        )
+    )
     assert "AllowUnauthenticated" not in conf

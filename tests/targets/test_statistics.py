@@ -42,7 +42,7 @@ def test_the_interval_covers_the_median_as_often_as_it_says():
     for _ in range(2000):
         summary = summarize([rng.expovariate(1.0) for _ in range(30)])
         covered += summary.low_ms <= 0.6931471805599453 <= summary.high_ms
-    assert 0.94 <= covered / 2000 <= 0.98       # 95.7 % is what ranks 9 and 21 of 30 give
+    assert 0.94 <= covered / 2000 <= 0.98  # 95.7 % is what ranks 9 and 21 of 30 give
 
 
 def test_the_textbook_ranks_for_thirty_samples():

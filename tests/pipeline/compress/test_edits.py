@@ -1,4 +1,4 @@
-"""Edits: replay is bit-exact, full rank is the identity, a linear activation changes nothing, merges keep the function."""
+"""Edits: replay is bit-exact, full rank is the identity, an idle activation costs nothing, merges keep the function."""
 
 from __future__ import annotations
 
@@ -36,8 +36,12 @@ def edits(base, x):
     fit = statistics["fused.act"]
     mean, covariance, _ = output_covariance(base.graph, ["basic.conv2"], [x])["basic.conv2"]
     basis = principal_basis(covariance)[0][:, :6].clone()
-    return [linearize("fused.act", fit.slope, fit.intercept, 1), merge(FUSED, skip=True),
-            truncate("basic.conv2", 6, basis=basis, mean=mean), truncate("hidden", 4)]
+    return [
+        linearize("fused.act", fit.slope, fit.intercept, 1),
+        merge(FUSED, skip=True),
+        truncate("basic.conv2", 6, basis=basis, mean=mean),
+        truncate("hidden", 4),
+    ]
 
 
 @torch.no_grad()
@@ -88,8 +92,10 @@ def test_full_rank_truncation_is_the_identity(base, x, layer: str) -> None:
     operator = operator_of(base.layer(layer))
     full = min(operator.out_channels, operator.weight[0].numel())
     mean, covariance, _ = output_covariance(base.graph, [layer], [x])[layer]
-    for edit in (truncate(layer, full),
-                 truncate(layer, operator.out_channels, basis=principal_basis(covariance)[0], mean=mean)):
+    for edit in (
+        truncate(layer, full),
+        truncate(layer, operator.out_channels, basis=principal_basis(covariance)[0], mean=mean),
+    ):
         assert (replay(base, [edit])(x) - base(x)).abs().max() <= 1e-5
 
 
@@ -109,6 +115,8 @@ def test_the_output_basis_loses_less_on_the_data_than_the_weights_own(base, x) -
     mean, covariance, _ = output_covariance(base.graph, ["basic.conv2"], [x])["basic.conv2"]
     basis = principal_basis(covariance)[0][:, :4].clone()
     reference = base(x)
-    losses = [(replay(base, [edit])(x) - reference).square().mean() for edit in
-              (truncate("basic.conv2", 4, basis=basis, mean=mean), truncate("basic.conv2", 4))]
+    losses = [
+        (replay(base, [edit])(x) - reference).square().mean()
+        for edit in (truncate("basic.conv2", 4, basis=basis, mean=mean), truncate("basic.conv2", 4))
+    ]
     assert losses[0] < losses[1]

@@ -16,16 +16,29 @@ from pipeline.model.network import ChannelAffine
 TOLERANCE = 1e-5
 
 
-def conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | None = None, groups: int = 1,
-         dilation: int = 1, bias: bool = True) -> nn.Conv2d:
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    dilation: int = 1,
+    bias: bool = True,
+) -> nn.Conv2d:
     padding = kernel // 2 if padding is None else padding
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
 
 
 def norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:
     layer = nn.BatchNorm2d(channels, eps=eps)
-    for tensor, (low, high) in ((layer.weight, (0.5, 1.5)), (layer.bias, (-0.5, 0.5)), (layer.running_mean, (-0.5, 0.5)),
-                                (layer.running_var, (0.5, 2.0))):
+    for tensor, (low, high) in (
+        (layer.weight, (0.5, 1.5)),
+        (layer.bias, (-0.5, 0.5)),
+        (layer.running_mean, (-0.5, 0.5)),
+        (layer.running_var, (0.5, 2.0)),
+    ):
         nn.init.uniform_(tensor, low, high)
     return layer.eval()
 
@@ -33,8 +46,11 @@ def norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:
 def merged(layers: list[nn.Module], skip: bool = False) -> nn.Module:
     operator = operator_of(layers[0])
     for layer in layers[1:]:
-        operator = scaled(operator, *scaling_of(layer)) if isinstance(layer, (nn.BatchNorm2d, ChannelAffine)) \
+        operator = (
+            scaled(operator, *scaling_of(layer))
+            if isinstance(layer, (nn.BatchNorm2d, ChannelAffine))
             else composed(operator, operator_of(layer))
+        )
     return (with_skip(operator) if skip else operator).module()
 
 
@@ -47,8 +63,15 @@ def padding_moved(layers: list[nn.Module], x: Tensor) -> Tensor:
     y = nn.functional.pad(x.double(), [padding] * 4)
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
-            y = nn.functional.conv2d(y, layer.weight.double(), None if layer.bias is None else layer.bias.double(),
-                                     layer.stride, 0, layer.dilation, layer.groups)
+            y = nn.functional.conv2d(
+                y,
+                layer.weight.double(),
+                None if layer.bias is None else layer.bias.double(),
+                layer.stride,
+                0,
+                layer.dilation,
+                layer.groups,
+            )
         else:
             y = replace_double(layer)(y)
     return y
@@ -84,7 +107,10 @@ CASES = {
     "1x1 -> 3x3, biases": lambda: ([conv(4, 6, 1), conv(6, 5, 3)], 4),
     "3 x (3x3)": lambda: ([conv(4, 6, 3), conv(6, 6, 3), conv(6, 5, 3)], 4),
     "dw3 -> dw3": lambda: ([conv(6, 6, 3, groups=6), conv(6, 6, 3, groups=6)], 6),
-    "1x1 -> dw3 -> 1x1": lambda: ([conv(4, 12, 1), norm(12), conv(12, 12, 3, groups=12), norm(12), conv(12, 4, 1), norm(4)], 4),
+    "1x1 -> dw3 -> 1x1": lambda: (
+        [conv(4, 12, 1), norm(12), conv(12, 12, 3, groups=12), norm(12), conv(12, 4, 1), norm(4)],
+        4,
+    ),
     "3x3 -> 3x3 stride 2": lambda: ([conv(4, 6, 3), conv(6, 5, 3, stride=2)], 4),
     "3x3 stride 2 -> 3x3": lambda: ([conv(4, 6, 3, stride=2), conv(6, 5, 3)], 4),
     "dilated 3x3 -> 3x3": lambda: ([conv(4, 6, 3, dilation=2, padding=2), conv(6, 5, 3)], 4),
@@ -122,9 +148,16 @@ def test_skip_around_zero_weights_is_the_identity() -> None:
     assert torch.equal(merged([layer], skip=True)(x), x)
 
 
-@pytest.mark.parametrize(("chain", "kernel", "stride", "padding"), [
-    ([(3, 1), (3, 1), (3, 1)], 7, 1, 3), ([(1, 1), (3, 1), (1, 1)], 3, 1, 1), ([(3, 2), (1, 1)], 3, 2, 1),
-    ([(3, 1), (3, 2)], 5, 2, 2), ([(3, 2), (3, 1)], 7, 2, 3)])
+@pytest.mark.parametrize(
+    ("chain", "kernel", "stride", "padding"),
+    [
+        ([(3, 1), (3, 1), (3, 1)], 7, 1, 3),
+        ([(1, 1), (3, 1), (1, 1)], 3, 1, 1),
+        ([(3, 2), (1, 1)], 3, 2, 1),
+        ([(3, 1), (3, 2)], 5, 2, 2),
+        ([(3, 2), (3, 1)], 7, 2, 3),
+    ],
+)
 def test_size_of_the_merged_kernel(chain: list[tuple[int, int]], kernel: int, stride: int, padding: int) -> None:
     layer = merged([conv(2, 2, k, stride=s) for k, s in chain])
     assert (layer.kernel_size, layer.stride, layer.padding) == ((kernel,) * 2, (stride,) * 2, (padding,) * 2)
@@ -157,5 +190,11 @@ def test_any_chain_of_two_convolutions(data: st.DataObject) -> None:
     p1, p2 = data.draw(st.integers(0, k1)), data.draw(st.integers(0, k2))
     groups = data.draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (4, 1), (4, 4)]))
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    check([conv(4, 8, k1, stride=s1, padding=p1, groups=groups[0]), conv(8, 4, k2, stride=s2, padding=p2, groups=groups[1])],
-          4, size=19)
+    check(
+        [
+            conv(4, 8, k1, stride=s1, padding=p1, groups=groups[0]),
+            conv(8, 4, k2, stride=s2, padding=p2, groups=groups[1]),
+        ],
+        4,
+        size=19,
+    )

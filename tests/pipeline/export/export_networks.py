@@ -30,8 +30,13 @@ class Residual(nn.Module):
 
     @staticmethod
     def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-                             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs))
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image)
@@ -47,9 +52,15 @@ class Mobile(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(CHANNELS, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
         self.block = nn.Sequential(
-            nn.Conv2d(8, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6(),
-            nn.Conv2d(32, 32, 3, 1, 1, groups=32, bias=False), nn.BatchNorm2d(32), nn.ReLU6(),
-            nn.Conv2d(32, 8, 1, bias=False), nn.BatchNorm2d(8))
+            nn.Conv2d(8, 32, 1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 32, 3, 1, 1, groups=32, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 8, 1, bias=False),
+            nn.BatchNorm2d(8),
+        )
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,5 +177,10 @@ def saved(name: str) -> Path:
 @cache
 def exported(name: str, format: str) -> Artifact:
     """The export of a named network, shared by all tests of the session."""
-    return export(saved(name), format=format, directory=workspace() / name / format, input_range=(-1.0, 2.0),
-                  log=workspace() / f"{name}.{format}.log")
+    return export(
+        saved(name),
+        format=format,
+        directory=workspace() / name / format,
+        input_range=(-1.0, 2.0),
+        log=workspace() / f"{name}.{format}.log",
+    )

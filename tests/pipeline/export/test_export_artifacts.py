@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 def test_contract(name, format):
     artifact = exported(name, format)
     last = format == "tflite"
-    spec, = artifact.inputs
+    (spec,) = artifact.inputs
     assert spec.shape == ((1, 28, 24, 3) if last else (1, 3, 28, 24))
     assert (spec.layout, spec.dtype) == ("NHWC" if last else "NCHW", "float32")
     assert (spec.minimum, spec.maximum) == (-1.0, 2.0)
@@ -58,11 +58,18 @@ def elsewhere(tmp_path_factory) -> Path:
     """The same networks saved by another process, from sources in another directory, with another hash seed."""
     directory = tmp_path_factory.mktemp("elsewhere")
     shutil.copy(HERE / "export_networks.py", directory / "my_networks.py")
-    code = ("import pathlib, my_networks as n\n"
-            "for name in ('residual', 'transformer'):\n"
-            "    n.save(n.build(n.NETWORKS[name]), pathlib.Path(name + ' too.pt2'))")
-    subprocess.run([sys.executable, "-c", code], cwd=directory, check=True, capture_output=True,
-                   env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(HERE.parents[2])})
+    code = (
+        "import pathlib, my_networks as n\n"
+        "for name in ('residual', 'transformer'):\n"
+        "    n.save(n.build(n.NETWORKS[name]), pathlib.Path(name + ' too.pt2'))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=directory,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(HERE.parents[2])},
+    )
     return directory
 
 
@@ -99,9 +106,14 @@ def test_channels_first_export_replaces_the_earlier_file(tmp_path):
     (directory / "model.tflite").write_bytes(b"earlier")
     (directory / "parity.json").write_text("{}")
     phases = []
-    artifact = export(save(build(NETWORKS["features"]), tmp_path / "network.pt2", batch=1, symbolic=False),
-                      format="tflite", directory=directory, channels_last=False, log=tmp_path / "logs" / "tflite.log",
-                      progress=phases.append)
+    artifact = export(
+        save(build(NETWORKS["features"]), tmp_path / "network.pt2", batch=1, symbolic=False),
+        format="tflite",
+        directory=directory,
+        channels_last=False,
+        log=tmp_path / "logs" / "tflite.log",
+        progress=phases.append,
+    )
     artifact.require_unchanged()
     assert (artifact.inputs[0].shape, artifact.inputs[0].layout) == ((1, 3, 28, 24), "NCHW")
     assert (artifact.outputs[1].shape, artifact.outputs[1].layout) == ((1, 8, 14, 12), "NCHW")

@@ -94,8 +94,11 @@ def test_unknown_format(tmp_path):
 
 
 def test_time_limit_ends_the_whole_process_group(tmp_path, monkeypatch):
-    running("import subprocess; p = subprocess.Popen(['sleep', '60']); os.write(progress, b'sleeping\\n'); "
-            f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()", monkeypatch)
+    running(
+        "import subprocess; p = subprocess.Popen(['sleep', '60']); os.write(progress, b'sleeping\\n'); "
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()",
+        monkeypatch,
+    )
     with pytest.raises(VerificationError) as caught:
         export(saved("residual"), format="onnx", directory=tmp_path / "out", log=tmp_path / "log", timeout_s=1.5)
     assert caught.value.code == "EXPORT_TIMEOUT" and "sleeping" in caught.value.why
@@ -111,8 +114,10 @@ def test_time_limit_of_the_real_converter(tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
 def test_converter_ended_by_a_signal(name, tmp_path, monkeypatch):
-    running(f"import signal; os.write(progress, b'converting\\n'); time.sleep(0.3); "
-            f"os.kill(os.getpid(), signal.{name})", monkeypatch)
+    running(
+        f"import signal; os.write(progress, b'converting\\n'); time.sleep(0.3); os.kill(os.getpid(), signal.{name})",
+        monkeypatch,
+    )
     with pytest.raises(VerificationError) as caught:
         export(saved("residual"), format="onnx", directory=tmp_path / "out", log=tmp_path / "log")
     assert (caught.value.code, caught.value.exit_code) == ("EXPORT_KILLED", 4)
@@ -135,15 +140,20 @@ def test_interrupt_ends_the_child(tmp_path, monkeypatch):
 
 
 def test_child_dies_with_a_killed_parent_and_the_next_run_cleans_up(tmp_path, monkeypatch):
-    code = ("import pathlib, sys; from pipeline.export.child import export; p = pathlib.Path(sys.argv[2]); "
-            "export(pathlib.Path(sys.argv[1]), format='tflite', directory=p / 'out', log=p / 'log')")
-    parent = subprocess.Popen([sys.executable, "-c", code, str(saved("residual")), str(tmp_path)], cwd=ROOT,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import pathlib, sys; from pipeline.export.child import export; p = pathlib.Path(sys.argv[2]); "
+        "export(pathlib.Path(sys.argv[1]), format='tflite', directory=p / 'out', log=p / 'log')"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(saved("residual")), str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     log = tmp_path / "log"
     assert wait_until(lambda: log.exists() and "loading the network" in log.read_text())
     parent.kill()
     parent.wait()
-    staging, = tmp_path.glob(f"{STAGING_PREFIX}*")
+    (staging,) = tmp_path.glob(f"{STAGING_PREFIX}*")
 
     def unlocked() -> bool:
         descriptor = os.open(staging, os.O_RDONLY)
@@ -200,17 +210,38 @@ def test_log_on_a_full_device(tmp_path):
 def test_no_room_for_the_artifact(tmp_path):
     """On a file system of 48 KiB where the system lets a test mount one, else under a file-size limit; it needs 80."""
     isolated = ["unshare", "--user", "--map-root-user", "--mount"]
-    mounts = shutil.which("unshare") is not None and subprocess.run(
-        [*isolated, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode == 0
-    limited, prepare, expected = (isolated, f'mount -t tmpfs -o size=48k none "{tmp_path}"', errno.ENOSPC) if mounts \
+    mounts = (
+        shutil.which("unshare") is not None
+        and subprocess.run([*isolated, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode
+        == 0
+    )
+    limited, prepare, expected = (
+        (isolated, f'mount -t tmpfs -o size=48k none "{tmp_path}"', errno.ENOSPC)
+        if mounts
         else (["prlimit", "--fsize=16000"], "true", errno.EFBIG)
-    code = ("import pathlib, sys; from pipeline.export.child import export; from targets.errors import PlanishError\n"
-            "disk = pathlib.Path(sys.argv[1])\n"
-            "try: export(pathlib.Path(sys.argv[2]), format='onnx', directory=disk / 'out', log=disk / 'log')\n"
-            "except PlanishError as error: print(error.code, error.exit_code, list(disk.iterdir()), error.why)")
-    finished = subprocess.run([*limited, "sh", "-c", f'{prepare} && exec "$0" -c "$1" "$2" "$3"', sys.executable, code,
-                               str(tmp_path), str(saved("transformer"))], cwd=ROOT, capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    )
+    code = (
+        "import pathlib, sys; from pipeline.export.child import export; from targets.errors import PlanishError\n"
+        "disk = pathlib.Path(sys.argv[1])\n"
+        "try: export(pathlib.Path(sys.argv[2]), format='onnx', directory=disk / 'out', log=disk / 'log')\n"
+        "except PlanishError as error: print(error.code, error.exit_code, list(disk.iterdir()), error.why)"
+    )
+    finished = subprocess.run(
+        [
+            *limited,
+            "sh",
+            "-c",
+            f'{prepare} && exec "$0" -c "$1" "$2" "$3"',
+            sys.executable,
+            code,
+            str(tmp_path),
+            str(saved("transformer")),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert finished.stdout.startswith(f"DISK_FULL 6 [PosixPath('{tmp_path}/log')]"), finished
     assert os.strerror(expected) in finished.stdout
 
@@ -230,8 +261,10 @@ def test_reason_is_the_root_cause_in_one_line():
             raise RuntimeError("outer\nlines") from inner
     except RuntimeError as error:
         assert worker.reason(error).startswith("KeyError: ") and "\n" not in worker.reason(error)
-    assert worker.reason(ValueError("\x1b[96mno op <OpOverload(op='aten.foo', overload='x')>\x1b[0m\nmore")) \
+    assert (
+        worker.reason(ValueError("\x1b[96mno op <OpOverload(op='aten.foo', overload='x')>\x1b[0m\nmore"))
         == "ValueError: no op aten.foo"
+    )
     assert len(worker.reason(ValueError("word " * 1000))) < 330
 
 

@@ -96,14 +96,22 @@ def test_a_raising_callable_names_the_users_line(tmp_path: Path) -> None:
 
 
 def test_control_flow_on_data_names_the_users_line(tmp_path: Path) -> None:
-    error = error_of("branching.py:Net", tmp_path, "class Net(nn.Module):\n    def forward(self, x):\n        y = x.mean()\n"
-                     "        if y > 0:\n            return x\n        return -x\n")
+    error = error_of(
+        "branching.py:Net",
+        tmp_path,
+        "class Net(nn.Module):\n    def forward(self, x):\n        y = x.mean()\n"
+        "        if y > 0:\n            return x\n        return -x\n",
+    )
     assert error.code == "MODEL_CONTROL_FLOW" and "branching.py:6 in forward" in error.where
 
 
 def test_a_wrong_input_shape_is_the_users_to_mend(tmp_path: Path) -> None:
-    error = error_of("narrow.py:Net", tmp_path, "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-                     "        self.c = nn.Conv2d(4, 2, 1)\n    def forward(self, x):\n        return self.c(x)\n")
+    error = error_of(
+        "narrow.py:Net",
+        tmp_path,
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.c = nn.Conv2d(4, 2, 1)\n    def forward(self, x):\n        return self.c(x)\n",
+    )
     assert error.code == "MODEL_INPUT" and "narrow.py:8 in forward" in error.where and "[2, 3, 12, 12]" in error.what
 
 
@@ -114,7 +122,7 @@ def test_a_callable_that_returns_no_network(tmp_path: Path) -> None:
 def test_broken_weights(tmp_path: Path) -> None:
     torch.save(small().state_dict(), tmp_path / "whole.pt")
     data = (tmp_path / "whole.pt").read_bytes()
-    (tmp_path / "half.pt").write_bytes(data[:len(data) // 2])
+    (tmp_path / "half.pt").write_bytes(data[: len(data) // 2])
     (tmp_path / "half.safetensors").write_bytes(data[:100])
     for name in ("half.pt", "half.safetensors"):
         assert error_of(SMALL, tmp_path, weights=tmp_path / name).code == "WEIGHTS_BROKEN"

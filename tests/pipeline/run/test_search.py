@@ -19,7 +19,9 @@ def search(true_ms, goal_ms: float, base: float, smallest: float, most: int = 12
 @settings(max_examples=200)
 @given(st.floats(0.3, 3), st.floats(0, 0.5), st.floats(0.3, 0.95))
 def test_a_smooth_target_is_met_within_the_tolerance_in_four_measured_candidates(scale, offset, share) -> None:
-    true_ms = lambda predicted: scale * predicted + offset
+    def true_ms(predicted: float) -> float:
+        return scale * predicted + offset
+
     goal = max(share * true_ms(10.0), 1.2 * true_ms(1.0))
     probes = search(true_ms, goal, 10.0, 0.5)
     assert good_enough(probes, goal, 0.03)

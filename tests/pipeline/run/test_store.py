@@ -75,7 +75,10 @@ def test_an_output_that_is_a_file_or_under_one_is_unwritable(tmp_path: Path) -> 
 
 
 def test_no_space_is_said_so_whoever_noticed_it(tmp_path: Path) -> None:
-    for error in (OSError(28, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)")):
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ):
         with pytest.raises(MissingEnvironmentError) as caught, writing(tmp_path):
             raise error
         assert caught.value.code == "DISK_FULL"

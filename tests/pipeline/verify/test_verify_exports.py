@@ -71,8 +71,12 @@ def test_perturbed_weights_fail(format, tmp_path):
 
 def test_right_on_noise_and_wrong_on_images_fails(tmp_path):
     """The artifact saturates above what noise reaches; only images show it."""
-    wrong = export(save(build(Contrast, 45.0), tmp_path / "network.pt2"), format="tflite",
-                   directory=tmp_path / "tflite", log=tmp_path / "log")
+    wrong = export(
+        save(build(Contrast, 45.0), tmp_path / "network.pt2"),
+        format="tflite",
+        directory=tmp_path / "tflite",
+        log=tmp_path / "log",
+    )
     network = build(Contrast)
     require(check(wrong, eager(network, noise(SAMPLES)), noise(SAMPLES)), wrong)
     parity = check(wrong, eager(network, images(SAMPLES)), images(SAMPLES))

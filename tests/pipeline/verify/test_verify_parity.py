@@ -18,8 +18,18 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def artifact(*outputs: TensorSpec, layout: str = "NCHW") -> Artifact:
     shape = (1, 3, 4, 5) if layout == "NCHW" else (1, 4, 5, 3)
-    return Artifact(Path("model.onnx"), "onnx", "0" * 64, 1, "onnxruntime", "1.14",
-                    (TensorSpec("x", shape, "float32", layout),), outputs, {}, 0.0)
+    return Artifact(
+        Path("model.onnx"),
+        "onnx",
+        "0" * 64,
+        1,
+        "onnxruntime",
+        "1.14",
+        (TensorSpec("x", shape, "float32", layout),),
+        outputs,
+        {},
+        0.0,
+    )
 
 
 SCORES = TensorSpec("scores", (1, 10), "float32", "NC")
