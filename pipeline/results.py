@@ -149,7 +149,7 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
         finished=finished,
         seconds=(finished - started).total_seconds(),
         command=command,
-        reproduce=(f"planish fit {directory / 'recipe.toml'} -o {directory}-again", f"planish fit --resume {directory}"),
+        reproduce=(f"planish fit {directory}/recipe.toml -o {directory}-again", f"planish fit --resume {directory}"),
         warnings=_warnings(stages),
         next_command=f"planish measure {_relative(final.artifacts[0].path)} --target host --data {recipe.data}",
     )
