@@ -29,6 +29,7 @@ class Recipe(BaseModel):
         max_drop: quality that may be lost, `0.5pt`; None only reports it.
         formats: artifacts to write; the latency is asked of the first.
         channels_last: TFLite takes and gives NHWC.
+        linearize: at least this many activations become linear, the lowest entropy first; 0 leaves it to the plan.
         recover_steps: optimiser steps of the final recovery.
         recover_batch, recover_rate: samples a step and peak learning rate of the recovery.
         mixup: recovery blends samples; turn it off for inputs of which a blend means nothing.
@@ -51,6 +52,7 @@ class Recipe(BaseModel):
     max_drop: str | None = None
     formats: list[Format] = Field(default=["tflite", "onnx"], min_length=1)
     channels_last: bool = True
+    linearize: int = Field(default=0, ge=0)
     recover_steps: int = Field(default=400, ge=0)
     recover_batch: int = Field(default=64, ge=1)
     recover_rate: float = Field(default=1e-3, gt=0)

@@ -200,7 +200,7 @@ class Stages:
         """Plan for a predicted budget, apply the edits, re-estimate norms."""
 
         def make(folder: Path) -> dict[str, Any]:
-            chosen: Plan = plan(self.analysis, budget_ms)
+            chosen: Plan = plan(self.analysis, budget_ms, self.recipe.linearize)
             self.progress(f"applying {len(chosen.edits)} edits")
             network = replay(self.base, chosen.edits)
             reestimate(network.graph, self.calibration.batches(BATCH))
@@ -219,7 +219,14 @@ class Stages:
             )
 
         return self._made(
-            f"candidates/{index:02d}", {**self._about_base, "costs": self.costs.source, "budget_ms": budget_ms}, make
+            f"candidates/{index:02d}",
+            {
+                **self._about_base,
+                "costs": self.costs.source,
+                "budget_ms": budget_ms,
+                "linearize": self.recipe.linearize,
+            },
+            make,
         )
 
     def recovered(self, index: int, source: Made) -> Made:

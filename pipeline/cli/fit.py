@@ -33,6 +33,7 @@ def recipe_options(command: Any) -> Any:
             "--format", "formats", multiple=True, help="tflite or onnx, repeatable; the first must meet the latency."
         ),
         click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC)."),
+        click.option("--linearize", type=int, help="Linearise at least so many activations (default: as planned)."),
         click.option("--recover-steps", type=int, help="Optimiser steps of the final recovery (default: 400)."),
         click.option("--recover-batch", type=int, help="Samples a step (default: 64)."),
         click.option("--recover-rate", type=float, help="Peak learning rate (default: 0.001)."),
@@ -124,7 +125,7 @@ def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:
         stages = Stages(RunDirectory.create(Path(scratch) / "run", recipe.to_toml()), recipe, profile, stage.update)
         stages.check_data()
         analysis = stages.analysis
-        chosen = plan(analysis, recipe.latency_ms(analysis.base_ms))
+        chosen = plan(analysis, recipe.latency_ms(analysis.base_ms), recipe.linearize)
     rows = edit_rows(chosen, stages.statistics)
     human = [
         Text(recipe.to_toml()),

@@ -48,6 +48,11 @@ class Level:
     damage: float
     entropy_bits: float
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The linearised rectifiers."""
+        return tuple(site for segment in self.segments for site in segment.sites)
+
 
 @dataclass(frozen=True)
 class Truncation:

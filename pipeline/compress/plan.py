@@ -39,18 +39,19 @@ class Plan:
     truncations: tuple[Truncation, ...]
 
 
-def plan(analysis: Analysis, budget_ms: float) -> Plan:
-    """The least damaging plan whose predicted time is at most `budget_ms`, or the smallest there is."""
-    plans = [_at_level(analysis, level, budget_ms) for level in analysis.levels]
+def plan(analysis: Analysis, budget_ms: float, least_sites: int = 0) -> Plan:
+    """The least damaging plan whose predicted time is at most `budget_ms`, or the smallest there is.
+
+    Args:
+        least_sites: at least this many activations are linearised, or as many as are useful, whatever the damage.
+    """
+    deepest = max(len(level.sites) for level in analysis.levels)
+    levels = [level for level in analysis.levels if len(level.sites) >= min(least_sites, deepest)]
+    plans = [_at_level(analysis, level, budget_ms) for level in levels]
     reachable = [p for p in plans if p.reachable]
     if reachable:
         return min(reachable, key=lambda p: (p.damage, p.predicted_ms))
     return min(plans, key=lambda p: p.predicted_ms)
-
-
-def smallest_ms(analysis: Analysis) -> float:
-    """Predicted time of the smallest network that planning can make."""
-    return plan(analysis, 0.0).predicted_ms
 
 
 def _at_level(analysis: Analysis, level: Level, budget_ms: float) -> Plan:
