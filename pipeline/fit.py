@@ -52,7 +52,7 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
     """Run the loop. `told` hears of every candidate as soon as it is judged."""
     recipe = stages.recipe
     primary, every = recipe.formats[:1], recipe.formats
-    stages.check_data()
+    stages.samples  # noqa: B018  (bad data ends the run before any work is done on it)
     original = _candidate(stages, 0, stages.original(), every)
     goal_ms = recipe.latency_ms(original.milliseconds)
     original.verdict = _judge(stages, original, goal_ms)

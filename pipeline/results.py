@@ -187,7 +187,7 @@ def _warnings(stages: Stages) -> tuple[str, ...]:
     found = []
     if stages.recipe.test is None:
         found.append("No test data was given: quality is judged on a fifth of the calibration data that was held out.")
-    if not stages.test.has_labels:
+    if not stages.samples.test.has_labels:
         found.append("The test data has no labels: quality is agreement with the original.")
     return tuple(found)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from calibration.batchnorm import reestimate
-from calibration.dataset import Samples, open_samples
 from calibration.statistics import Statistics, collect
 from pipeline.compress.analysis import Analysis, analyse, run
 from pipeline.compress.linearize import channel_dims, sites
@@ -31,6 +29,7 @@ from pipeline.model.edits import replay
 from pipeline.model.ingest import ingest
 from pipeline.model.network import Network
 from pipeline.recipe import Recipe
+from pipeline.samples import FitSamples, two_samples
 from pipeline.store import RunDirectory
 from pipeline.verify.execute import predictions, to_layout
 from pipeline.verify.parity import Parity, check, require
@@ -67,48 +66,9 @@ class Stages:
     ) -> None:
         self.run, self.recipe, self.profile, self.progress = run_directory, recipe, profile, progress
 
-    # Data ------------------------------------------------------------------------------------------------------
-
-    def _open(self, source: str, shape: tuple[int, ...] | None, classes: int | None) -> Samples:
-        return open_samples(source, input_shape=shape, classes=classes, mean=self.recipe.mean, std=self.recipe.std)
-
-    def _two_samples(self) -> Tensor:
-        return next(self._open(self.recipe.data, None, None).take(2).batches(2))[0]
-
     @cached_property
-    def data(self) -> Samples:
-        """The user's samples, checked: finite, of the network's input shape, labels within its outputs."""
-        samples = self._open(self.recipe.data, self.base.input_shape, self.classes)
-        self.input_range = (info := samples.validate()).minimum, info.maximum
-        return samples
-
-    @cached_property
-    def _split(self) -> tuple[Samples, Samples]:
-        if self.recipe.test is None:
-            return self.data.split(0.2, self.recipe.seed)
-        test = self._open(self.recipe.test, self.base.input_shape, self.classes)
-        test.validate()
-        return self.data, test
-
-    def check_data(self) -> None:
-        """Read all data once; bad data ends the run before any work is done on it."""
-        self._split  # noqa: B018
-
-    @property
-    def training(self) -> Samples:
-        """What recovery trains on."""
-        return self._split[0]
-
-    @property
-    def test(self) -> Samples:
-        """What quality is judged on; no stage that makes a network sees it."""
-        return self._split[1]
-
-    @cached_property
-    def calibration(self) -> Samples:
-        """A random part of the training samples that statistics and planning look at."""
-        count = min(self.recipe.calibration_samples, len(self.training))
-        return self.training.select(sorted(random.Random(self.recipe.seed).sample(range(len(self.training)), count)))
+    def samples(self) -> FitSamples:
+        return FitSamples(self.recipe, self.base.input_shape, self.classes)
 
     # Networks --------------------------------------------------------------------------------------------------
 
@@ -119,7 +79,9 @@ class Stages:
 
         def make(folder: Path) -> dict[str, Any]:
             self.progress(f"reading {recipe.model}")
-            network = ingest(recipe.model, weights=recipe.weights and Path(recipe.weights), example=self._two_samples)
+            network = ingest(
+                recipe.model, weights=recipe.weights and Path(recipe.weights), example=lambda: two_samples(recipe)
+            )
             _require_one_tensor(network, recipe.model)
             torch.export.save(network.exported(), folder / "network.pt2")
             return {}
@@ -150,9 +112,12 @@ class Stages:
     @cached_property
     def statistics(self) -> Statistics:
         def make(folder: Path) -> dict[str, Any]:
-            self.progress(f"entropy of {len(sites(self.base))} activations on {len(self.calibration)} samples")
+            self.progress(f"entropy of {len(sites(self.base))} activations on {len(self.samples.calibration)} samples")
             found = collect(
-                self.base.graph, sites(self.base), self.calibration.batches(BATCH), channel_dims=channel_dims(self.base)
+                self.base.graph,
+                sites(self.base),
+                self.samples.calibration.batches(BATCH),
+                channel_dims=channel_dims(self.base),
             )
             found.save(folder / "statistics.safetensors")
             return {site: found[site].entropy() for site in found}
@@ -164,17 +129,22 @@ class Stages:
     def analysis(self) -> Analysis:
         """Every option planning has, measured; made only when a plan is not already in the run directory."""
         macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
-        count = min(len(self.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
-        batches = [x for x, _ in self.calibration.take(count).batches(BATCH)]
+        count = min(len(self.samples.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
+        batches = [x for x, _ in self.samples.calibration.take(count).batches(BATCH)]
         return analyse(self.base, self.statistics, batches, self.costs, self.progress)
 
     @property
     def _about_base(self) -> dict[str, Any]:
         return {
             "base": self.base.fingerprint(),
-            "calibration": self.calibration.fingerprint,
+            "calibration": self.samples.calibration.fingerprint,
             "torch": torch.__version__,
         }
+
+    @property
+    def _about_plan(self) -> dict[str, Any]:
+        costs = hashlib.sha256(repr((self.costs.classes, self.costs.invoke_ms)).encode()).hexdigest()
+        return {**self._about_base, "costs": costs}
 
     def original(self) -> Made:
         """Candidate 00: the network as the user gave it."""
@@ -194,7 +164,7 @@ class Stages:
                 },
             )
 
-        return self._made("candidates/00", {**self._about_base, "costs": self.costs.source}, make)
+        return self._made("candidates/00", self._about_plan, make)
 
     def compressed(self, index: int, budget_ms: float) -> Made:
         """Plan for a predicted budget, apply the edits, re-estimate norms."""
@@ -203,7 +173,7 @@ class Stages:
             chosen: Plan = plan(self.analysis, budget_ms, self.recipe.linearize)
             self.progress(f"applying {len(chosen.edits)} edits")
             network = replay(self.base, chosen.edits)
-            reestimate(network.graph, self.calibration.batches(BATCH))
+            reestimate(network.graph, self.samples.calibration.batches(BATCH))
             return self._keep(
                 folder,
                 network,
@@ -218,16 +188,8 @@ class Stages:
                 },
             )
 
-        return self._made(
-            f"candidates/{index:02d}",
-            {
-                **self._about_base,
-                "costs": self.costs.source,
-                "budget_ms": budget_ms,
-                "linearize": self.recipe.linearize,
-            },
-            make,
-        )
+        inputs = {**self._about_plan, "budget_ms": budget_ms, "linearize": self.recipe.linearize}
+        return self._made(f"candidates/{index:02d}", inputs, make)
 
     def recovered(self, index: int, source: Made) -> Made:
         """The network of `source`, taught by the original on the training samples."""
@@ -243,7 +205,7 @@ class Stages:
             "settings": asdict(settings),
             "torch": torch.__version__,
             "base": self.base.fingerprint(),
-            "training": self.training.fingerprint,
+            "training": self.samples.training.fingerprint,
         }
 
         def make(folder: Path) -> dict[str, Any]:
@@ -252,7 +214,7 @@ class Stages:
 
             checkpoint = self.run.scratch(hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16])
             network = recover(
-                self.load(source), self.base, self.training, settings, checkpoint=checkpoint, progress=tell
+                self.load(source), self.base, self.samples.training, settings, checkpoint=checkpoint, progress=tell
             )
             row = {
                 "kind": "recover",
@@ -261,7 +223,7 @@ class Stages:
                 "damage": None,
                 "entropy_bits": None,
                 "summary": f"{settings.steps} steps of distillation from the original"
-                f"{', labels used' if self.training.has_labels else ', no labels'}",
+                f"{', labels used' if self.samples.training.has_labels else ', no labels'}",
             }
             return self._keep(folder, network, {**source.result, "edits": [*source.result["edits"], row]})
 
@@ -298,7 +260,7 @@ class Stages:
             "base": self.base.fingerprint(),
             "format": format,
             "channels_last": self.recipe.channels_last,
-            "samples": self.test.fingerprint,
+            "samples": self.samples.test.fingerprint,
         }
         name = f"{made.folder}/{format}"
 
@@ -309,12 +271,14 @@ class Stages:
                 format=format,
                 directory=folder,
                 channels_last=self.recipe.channels_last,
-                input_range=self.input_range,
+                input_range=self.samples.input_range,
                 log=self.run.log(name.replace("/", "-")),
                 progress=self.progress,
             )
-            self.progress(f"checking {format} against the network on {min(PARITY_SAMPLES, len(self.test))} samples")
-            samples = next(self.test.take(PARITY_SAMPLES).batches(PARITY_SAMPLES))[0]
+            self.progress(
+                f"checking {format} against the network on {min(PARITY_SAMPLES, len(self.samples.test))} samples"
+            )
+            samples = next(self.samples.test.take(PARITY_SAMPLES).batches(PARITY_SAMPLES))[0]
             parity = check(artifact, [run(self.load(made), [samples]).numpy()], samples.numpy())
             (folder / "parity.json").write_text(json.dumps(parity.to_json(), indent=1) + "\n")
             require(parity, artifact)
@@ -336,7 +300,7 @@ class Stages:
             self.progress(f"measuring {' and '.join(a.format for a in artifacts)} on {self.profile.name}")
             jobs = []
             for artifact in artifacts:
-                sample = next(self.test.take(MEASURED_SAMPLES).batches(MEASURED_SAMPLES))[0].numpy()
+                sample = next(self.samples.test.take(MEASURED_SAMPLES).batches(MEASURED_SAMPLES))[0].numpy()
                 np.savez(
                     folder / f"{artifact.format}-input.npz",
                     x=np.ascontiguousarray(to_layout(sample, artifact.inputs[0])),
@@ -361,22 +325,22 @@ class Stages:
         """
         inputs = {
             "weights": made.result["weights_sha256"],
-            "test": self.test.fingerprint,
+            "test": self.samples.test.fingerprint,
             "artifact": artifact and artifact.sha256,
             "base": self.base.fingerprint(),
         }
 
         def make(_: Path) -> dict[str, Any]:
-            self.progress(f"judging quality on {len(self.test)} test samples")
+            self.progress(f"judging quality on {len(self.samples.test)} test samples")
             if artifact is None:
-                answers = run(self.load(made), [x for x, _ in self.test.batches(BATCH)]).numpy()
+                answers = run(self.load(made), [x for x, _ in self.samples.test.batches(BATCH)]).numpy()
             else:
-                answers = predictions(artifact, (x.numpy() for x, _ in self.test.batches(BATCH)))
+                answers = predictions(artifact, (x.numpy() for x, _ in self.samples.test.batches(BATCH)))
             right = int((answers.argmax(1) == self._truth).sum())
             record = QualityRecord.of_counts(
-                "top-1" if self.test.has_labels else "agreement with the original",
+                "top-1" if self.samples.test.has_labels else "agreement with the original",
                 right,
-                len(self.test),
+                len(self.samples.test),
                 "network" if artifact is None else "artifact",
             )
             return record.model_dump(mode="json")
@@ -387,9 +351,9 @@ class Stages:
     @cached_property
     def _truth(self) -> np.ndarray:
         """What the right answers are: the labels, else the original's own answers."""
-        if self.test.has_labels:
-            return np.concatenate([y.numpy() for _, y in self.test.batches(BATCH)])
-        return run(self.base, [x for x, _ in self.test.batches(BATCH)]).numpy().argmax(1)
+        if self.samples.test.has_labels:
+            return np.concatenate([y.numpy() for _, y in self.samples.test.batches(BATCH)])
+        return run(self.base, [x for x, _ in self.samples.test.batches(BATCH)]).numpy().argmax(1)
 
 
 def _require_one_tensor(network: Network, model: str) -> None:

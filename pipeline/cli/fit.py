@@ -123,7 +123,7 @@ def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:
 
     with tempfile.TemporaryDirectory(prefix="planish-dry-") as scratch, console.stage("planning") as stage:
         stages = Stages(RunDirectory.create(Path(scratch) / "run", recipe.to_toml()), recipe, profile, stage.update)
-        stages.check_data()
+        stages.samples  # noqa: B018  (bad data ends the run before any work is done on it)
         analysis = stages.analysis
         chosen = plan(analysis, recipe.latency_ms(analysis.base_ms), recipe.linearize)
     rows = edit_rows(chosen, stages.statistics)

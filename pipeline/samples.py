@@ -1,0 +1,43 @@
+"""The user's samples as a fit uses them: what it trains on, what it looks at, what it is judged on."""
+
+from __future__ import annotations
+
+import random
+
+from torch import Tensor
+
+from calibration.dataset import Samples, open_samples
+from pipeline.recipe import Recipe
+
+
+class FitSamples:
+    """The data of a recipe, read once and checked: finite, of the network's input shape, labels within its outputs.
+
+    Attributes:
+        training: what recovery trains on.
+        test: what quality is judged on; no stage that makes a network sees it.
+        calibration: a random part of the training samples that statistics and planning look at.
+        input_range: smallest and largest value of `data`, as the network receives it.
+    """
+
+    def __init__(self, recipe: Recipe, input_shape: tuple[int, ...], classes: int | None) -> None:
+        data = _open(recipe, recipe.data, input_shape, classes)
+        seen = data.validate()
+        self.input_range = seen.minimum, seen.maximum
+        if recipe.test is None:
+            self.training, self.test = data.split(0.2, recipe.seed)
+        else:
+            self.training, self.test = data, _open(recipe, recipe.test, input_shape, classes)
+            self.test.validate()
+        count = min(recipe.calibration_samples, len(self.training))
+        chosen = random.Random(recipe.seed).sample(range(len(self.training)), count)
+        self.calibration = self.training.select(sorted(chosen))
+
+
+def two_samples(recipe: Recipe) -> Tensor:
+    """The first samples [2, ...] of the data, before the network's input shape is known."""
+    return next(_open(recipe, recipe.data, None, None).take(2).batches(2))[0]
+
+
+def _open(recipe: Recipe, source: str, shape: tuple[int, ...] | None, classes: int | None) -> Samples:
+    return open_samples(source, input_shape=shape, classes=classes, mean=recipe.mean, std=recipe.std)
