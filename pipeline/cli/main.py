@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
+
+from pipeline.cli.group import Group
 
 COMMANDS = {
     "fit": "Flatten a network until its exported artifact meets a latency on a target.",
@@ -19,7 +20,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Commands live in modules of their own name; the short help stands above so that listing imports none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -29,15 +30,6 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(f"pipeline.cli.{cmd_name}").command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from targets.errors import nearest
-
-            raise click.UsageError(f"no command '{args[0]}'; {nearest(args[0], COMMANDS)}see `planish --help`", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -57,4 +49,4 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `planish` command."""
-    sys.exit(cli())
+    cli()

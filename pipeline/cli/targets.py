@@ -6,12 +6,13 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.group import Group
 from pipeline.cli.speaking import speaking
 from reports.console import Console
 from targets.profile import list_profiles, load_profile
 
 
-@click.group("targets")
+@click.group("targets", cls=Group)
 def command() -> None:
     """List, show and set up targets; rebuild a cost table."""
 
