@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from targets.errors import UsageError
@@ -16,37 +17,37 @@ def parse_latency(text: str) -> tuple[float | None, float | None]:
     Raises:
         UsageError: LATENCY_UNIT for a bare number or an unknown unit, LATENCY_VALUE for a value that is not positive.
     """
-    value, unit = _split(text, "--latency", [*LATENCY_UNITS, "%"], "12ms")
+    value, unit = _split(text, "latency", [*LATENCY_UNITS, "%"], "12ms")
     if unit == "%":
         return None, value / 100
     return value * LATENCY_UNITS[unit], None
 
 
 def parse_points(text: str) -> float:
-    """`0.5pt` -> 0.5 percentage points."""
-    return _split(text, "--max-drop", ["pt"], "0.5pt", zero=True)[0]
+    """`0.5pt` -> 0.5 percentage points. UsageError MAX_DROP_UNIT or MAX_DROP_VALUE; zero is a value."""
+    return _split(text, "max-drop", ["pt"], "0.5pt", zero=True)[0]
 
 
-def _split(text: str, option: str, units: list[str], example: str, *, zero: bool = False) -> tuple[float, str]:
+def _split(text: str, name: str, units: list[str], example: str, *, zero: bool = False) -> tuple[float, str]:
     match = _FORM.fullmatch(text)
-    code = option.strip("-").upper().replace("-", "_")
+    code = name.upper().replace("-", "_")
     if match is None or match[2] not in units:
-        why = "it has no unit" if match is not None and not match[2] else "planish cannot read it"
+        why = "it is not a number with a unit" if match is None else f"'{match[2]}' is not a unit of it"
         known = ", ".join(unit for unit in units if unit.isascii())
         raise UsageError(
-            f"'{text}' is not a value for {option}",
-            where=f"{option} {text}",
+            f"'{text}' is not a value for {name}",
+            where=f"--{name} {text}",
             code=f"{code}_UNIT",
-            why=f"{why}; the units are {known}",
-            fix=f"write the unit with the number, like {option} {example}",
+            why=f"{why if match is None or match[2] else 'it has no unit'}; the units are {known}",
+            fix=f"write the unit with the number: {name} {example}",
         )
     value = float(match[1])
-    if value < 0 or (value == 0 and not zero):
+    if not math.isfinite(value) or (value == 0 and not zero):
         raise UsageError(
-            f"'{text}' is not a value for {option}",
-            where=f"{option} {text}",
+            f"'{text}' is not a value for {name}",
+            where=f"--{name} {text}",
             code=f"{code}_VALUE",
-            why="it must be greater than zero",
-            fix=f"give a positive value, like {option} {example}",
+            why="it must be a finite number greater than zero",
+            fix=f"give a value like {name} {example}",
         )
     return value, match[2]

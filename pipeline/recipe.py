@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,6 +15,7 @@ from pipeline.quantities import parse_latency, parse_points
 from targets.errors import UsageError, nearest
 
 Format = Literal["tflite", "onnx"]
+OPTIONS = {"model": "MODEL", "formats": "--format"}  # where the command line names a key otherwise
 
 
 class Recipe(BaseModel):
@@ -101,17 +104,22 @@ class Recipe(BaseModel):
 
 def make_recipe(**fields: object) -> Recipe:
     """A recipe from the command line. Raises UsageError RECIPE_FIELD naming the option."""
-    return _checked({key: value for key, value in fields.items() if value is not None}, "the command line")
+    return _checked({key: value for key, value in fields.items() if value is not None}, None)
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, instead: Mapping[str, object] = MappingProxyType({})) -> Recipe:
     """Read a `planish.toml`.
 
+    Args:
+        path: the file.
+        instead: fields that take the place of the file's.
+
     Raises:
-        UsageError: RECIPE_MISSING, RECIPE_SYNTAX, RECIPE_FIELD (unknown, missing or of the wrong type).
+        UsageError: RECIPE_MISSING, RECIPE_SYNTAX, RECIPE_FIELD (unknown, missing or of the wrong type), and what the
+            quantities raise.
     """
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             "the recipe cannot be read",
@@ -120,7 +128,7 @@ def read_recipe(path: Path) -> Recipe:
             fix="check the path, or write one with `planish init`",
             code="RECIPE_MISSING",
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
             "the recipe is not TOML",
             where=str(path),
@@ -128,22 +136,30 @@ def read_recipe(path: Path) -> Recipe:
             code="RECIPE_SYNTAX",
             fix="correct that line; strings are in double quotes",
         ) from error
-    return _checked(data, str(path))
+    return _checked({**data, **instead}, path)
 
 
-def _checked(data: dict[str, object], where: str) -> Recipe:
+def _checked(data: dict[str, object], path: Path | None) -> Recipe:
+    """`path` is the recipe's file, None for the command line; errors name the key or the option accordingly."""
     try:
         return Recipe(**data)
+    except UsageError as error:  # a quantity; it cannot know where it was written
+        where = f"{path}, {error.where.removeprefix('--')}" if path else error.where
+        raise UsageError(error.what, where=where, why=error.why, fix=error.fix, code=error.code) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        hint = nearest(key, Recipe.model_fields) if first["type"] == "extra_forbidden" else ""
-        raise UsageError(
-            f"the recipe's '{key}' cannot be used",
-            where=f"{where}, {key}",
-            why=first["msg"],
-            fix=f"{hint}the keys are {', '.join(Recipe.model_fields)}"
-            if hint or first["type"] in ("missing", "extra_forbidden")
-            else f"correct the value of '{key}'",
-            code="RECIPE_FIELD",
-        ) from error
+        key = str(first["loc"][0])
+        name = key if path else OPTIONS.get(key, f"--{key.replace('_', '-')}")
+        where = f"{path}, {key}" if path else name
+        keys = f"the keys are {', '.join(Recipe.model_fields)}"
+        what, why, fix = f"{name} cannot be used as given", first["msg"], f"correct the value of {name}"
+        if first["type"] == "missing":
+            what, why = f"{name} is missing", "a run needs model, data, target and latency"
+            fix = f"add it to the file; {keys}" if path else f"add {name}; `planish fit --help` says what it takes"
+        elif first["type"] == "extra_forbidden":
+            what, why, fix = (
+                f"a recipe has no key '{key}'",
+                "planish does not know it",
+                f"{nearest(key, Recipe.model_fields)}{keys}",
+            )
+        raise UsageError(what, where=where, why=why, fix=fix, code="RECIPE_FIELD") from error

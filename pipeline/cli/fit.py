@@ -45,8 +45,8 @@ def recipe_options(command: Any) -> Any:
     return command
 
 
-def recipe_from(model: str | None, options: dict[str, Any]) -> Recipe:
-    """A recipe from the command line's words."""
+def recipe_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that the command line gives; what was left out is not among them."""
     fields = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in options.items()
@@ -56,7 +56,7 @@ def recipe_from(model: str | None, options: dict[str, Any]) -> Recipe:
         fields["channels_last"] = False
     if fields.pop("no_mixup", False):
         fields["mixup"] = False
-    return make_recipe(model=model, **fields)
+    return fields
 
 
 @click.command("fit")
@@ -71,7 +71,8 @@ def command(
 ) -> int:
     """Flatten MODEL until its exported artifact meets a latency on a target.
 
-    MODEL is file.py:callable, package.module:callable, model.pt2, or a planish.toml that holds all of it.
+    MODEL is file.py:callable, package.module:callable, model.pt2, or a planish.toml that holds all of it; options
+    given beside a planish.toml take the place of its own.
     """
     recipe = _recipe(model, resume, options)
     from targets.profile import load_profile
@@ -98,19 +99,23 @@ def command(
 
 
 def _recipe(model: str | None, resume: Path | None, options: dict[str, Any]) -> Recipe:
+    """Of the run that goes on, of a file with the command line's options in place of its own, or of the options."""
+    given = recipe_fields(options)
     if resume is not None:
-        if not (resume / "recipe.toml").is_file():
+        from pipeline.store import recipe_of
+
+        if model is not None or given:
             raise UsageError(
-                "there is no run to resume",
-                where=str(resume),
-                why="it holds no recipe.toml",
-                fix="give the directory of an earlier run, or start one: planish fit MODEL ...",
-                code="RUN_MISSING",
+                "a run that goes on keeps its recipe",
+                where=f"{resume / 'recipe.toml'}",
+                why=f"--resume came with {', '.join(sorted({**given, **({'model': model} if model else {})}))} as well",
+                fix=f"planish fit --resume {shlex.quote(str(resume))}; for another recipe start a run with another -o",
+                code="RESUME_OPTIONS",
             )
-        return read_recipe(resume / "recipe.toml")
+        return read_recipe(recipe_of(resume))
     if model is not None and model.endswith(".toml"):
-        return read_recipe(Path(model))
-    return recipe_from(model, options)
+        return read_recipe(Path(model), given)
+    return make_recipe(model=model, **given)
 
 
 def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:

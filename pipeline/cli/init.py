@@ -8,8 +8,9 @@ from typing import Any
 import click
 from rich.text import Text
 
-from pipeline.cli.fit import recipe_from, recipe_options
+from pipeline.cli.fit import recipe_fields, recipe_options
 from pipeline.cli.speaking import speaking
+from pipeline.recipe import make_recipe
 from pipeline.store import writing
 from reports.console import Console
 from targets.cache import write_atomic
@@ -24,7 +25,7 @@ from targets.profile import load_profile
 @speaking
 def command(model: str, output: Path, console: Console, **options: Any) -> None:
     """Write planish.toml for MODEL, every default spelled out; run it with `planish fit planish.toml`."""
-    recipe = recipe_from(model, options)
+    recipe = make_recipe(model=model, **recipe_fields(options))
     load_profile(recipe.target)
     if output.exists():
         raise UsageError(
