@@ -8,6 +8,7 @@ code version, so a stage is served from the directory exactly when it would come
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -24,6 +25,10 @@ from targets.cache import write_atomic
 from targets.errors import MissingEnvironmentError, PlanishError, UsageError
 
 MARK = ".stage.json"
+RECIPE = "recipe.toml"
+LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 STAGE_VERSION = 1  # raise it when the code of a stage changes what it makes
 
 
@@ -38,23 +43,31 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: Path, recipe_toml: str) -> RunDirectory:
-        """A new run in `root`, which must be empty or absent.
+        """A new run in `root`, which must be empty or absent, or hold a run that ended before its first candidate.
 
         Raises:
-            UsageError: RUN_EXISTS. MissingEnvironmentError: OUTPUT_UNWRITABLE, DISK_FULL.
+            UsageError: RUN_EXISTS, OUTPUT_NOT_EMPTY. MissingEnvironmentError: RUN_BUSY, OUTPUT_UNWRITABLE, DISK_FULL.
         """
-        if (root / "recipe.toml").exists():
+        if any(root.glob(f"candidates/*/*/{MARK}")):
             raise UsageError(
                 "the output directory already holds a run",
                 where=str(root),
-                why="recipe.toml is there",
+                why="there are candidates in it",
                 fix=f"go on with it: planish fit --resume {root}; or choose another -o",
                 code="RUN_EXISTS",
             )
         with writing(root):
+            if not (root / RECIPE).exists() and root.is_dir() and set(os.listdir(root)) - {LOCK}:
+                raise UsageError(
+                    "the output directory is not empty",
+                    where=str(root),
+                    why="it holds files that are not a run's",
+                    fix="choose another -o, an empty directory or one that does not exist",
+                    code="OUTPUT_NOT_EMPTY",
+                )
             root.mkdir(parents=True, exist_ok=True)
             lock = _locked(root)
-            write_atomic(root / "recipe.toml", recipe_toml)
+            write_atomic(root / RECIPE, recipe_toml)
         return cls(root, lock)
 
     @classmethod
@@ -64,14 +77,7 @@ class RunDirectory:
         Raises:
             UsageError: RUN_MISSING. MissingEnvironmentError: RUN_BUSY, OUTPUT_UNWRITABLE.
         """
-        if not (root / "recipe.toml").is_file():
-            raise UsageError(
-                "there is no run to resume",
-                where=str(root),
-                why="it holds no recipe.toml",
-                fix="give the directory of an earlier run, or start one with planish fit MODEL ...",
-                code="RUN_MISSING",
-            )
+        recipe_of(root)
         with writing(root):
             return cls(root, _locked(root))
 
@@ -102,9 +108,9 @@ class RunDirectory:
                 os.replace(partial, directory)
             except BaseException as error:
                 shutil.rmtree(partial, ignore_errors=True)
-                self.event(
-                    "failed", stage=name, error=error.to_json() if isinstance(error, PlanishError) else repr(error)
-                )
+                told = error.to_json() if isinstance(error, PlanishError) else repr(error)
+                with contextlib.suppress(OSError):  # a full disk has no room for its own news
+                    self.event("failed", stage=name, error=told)
                 raise
         self.event("stage", stage=name, cached=False, seconds=seconds)
         return json.loads(json.dumps(result))
@@ -127,10 +133,14 @@ class RunDirectory:
         shutil.rmtree(self.root / "scratch", ignore_errors=True)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append a line to `events.ndjson`."""
+        """Append a line to `events.ndjson`, whole or not at all."""
         row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
-        with (self.root / "events.ndjson").open("a") as log:
-            log.write(json.dumps(row, default=str) + "\n")
+        line = (json.dumps(row, default=str) + "\n").encode()
+        with (self.root / "events.ndjson").open("ab", buffering=0) as log:
+            end = log.tell()
+            if log.write(line) < len(line):
+                log.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), log.name)
 
     def status(self, **fields: Any) -> None:
         """Replace `status.json`, what a person or a script polls."""
@@ -140,6 +150,19 @@ class RunDirectory:
         folder = self.root / "logs"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.log"
+
+
+def recipe_of(root: Path) -> Path:
+    """The recipe's file of the run in `root`. UsageError RUN_MISSING when there is none."""
+    if not (root / RECIPE).is_file():
+        raise UsageError(
+            "there is no run to resume",
+            where=str(root),
+            why=f"it holds no {RECIPE}",
+            fix="give the directory of an earlier run, or start one: planish fit MODEL ...",
+            code="RUN_MISSING",
+        )
+    return root / RECIPE
 
 
 def content_key(value: Mapping[str, Any]) -> str:
@@ -157,16 +180,9 @@ class writing:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _says_full(error):
-            raise MissingEnvironmentError(
-                "the disk is full",
-                where=str(self.where),
-                why=str(error),
-                code="DISK_FULL",
-                fix="free some space or choose another -o; finished stages are kept, --resume goes on from there",
-            ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if (full := disk_full(error, self.where)) is not None:
+            raise full from error
+        if isinstance(error, OSError) and (error.errno in UNWRITABLE or self._is_absent(error)):
             raise MissingEnvironmentError(
                 "the output directory cannot be written",
                 where=str(self.where),
@@ -175,13 +191,27 @@ class writing:
                 code="OUTPUT_UNWRITABLE",
             ) from error
 
+    def _is_absent(self, error: OSError) -> bool:
+        """Whether `where` or a folder above it could not be made: what /proc answers instead of "not permitted"."""
+        return error.errno == errno.ENOENT and Path(error.filename or "") in (self.where, *self.where.parents)
 
-def _says_full(error: BaseException | None) -> bool:
-    """safetensors and torch write files in native code and report a full disk in words of their own."""
-    return (
-        error is not None
-        and not isinstance(error, PlanishError)
-        and ("No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error))
+
+def disk_full(error: BaseException | None, where: Path | str) -> MissingEnvironmentError | None:
+    """What to say of `error` if it means that there is no space left, else None.
+
+    safetensors and torch write files in native code and report a full disk in words of their own.
+    """
+    if isinstance(error, PlanishError) or not (
+        (isinstance(error, OSError) and error.errno in FULL)
+        or any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed"))
+    ):
+        return None
+    return MissingEnvironmentError(
+        "the disk is full",
+        where=str(where),
+        why=str(error),
+        code="DISK_FULL",
+        fix="free some space or choose another -o; finished stages are kept, --resume goes on from there",
     )
 
 
@@ -193,7 +223,7 @@ def _held(directory: Path) -> dict[str, Any] | None:
 
 
 def _locked(root: Path) -> IO[str]:
-    lock = (root / ".lock").open("w")
+    lock = (root / LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

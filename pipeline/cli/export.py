@@ -10,6 +10,7 @@ import click
 from rich.text import Text
 
 from pipeline.cli.speaking import speaking
+from pipeline.store import writing
 from reports.console import Console
 
 
@@ -55,7 +56,8 @@ def command(
         samples = open_samples(data, input_shape=network.input_shape, limit=64, **normalisation)
         info = samples.validate()
         x = next(samples.batches(64))[0]
-    output.mkdir(parents=True, exist_ok=True)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
     rows, lines = [], []
     with tempfile.TemporaryDirectory(prefix="planish-export-") as scratch:
         torch.export.save(network.exported(), Path(scratch) / "network.pt2")

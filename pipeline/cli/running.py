@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime
 
@@ -13,13 +14,29 @@ from pipeline.store import RunDirectory
 from reports.console import Console
 from reports.records import RunRecord
 from targets.cache import write_atomic
+from targets.errors import PlanishError
 from targets.profile import Profile
 
 
 def run_fit(
     run: RunDirectory, recipe: Recipe, profile: Profile, console: Console, *, command: str, started: datetime
 ) -> RunRecord:
-    """Run `fit` in a run directory, speaking of each stage and candidate, and write the report and the bundle."""
+    """Run `fit` in a run directory, speaking of each stage and candidate, and write the report and the bundle.
+
+    However it ends, short of being killed, `status.json` says so.
+    """
+    try:
+        return _run_fit(run, recipe, profile, console, command=command, started=started)
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):  # a full disk has no room for its own news
+            run.status(state=state, error=error.to_json() if isinstance(error, PlanishError) else repr(error))
+        raise
+
+
+def _run_fit(
+    run: RunDirectory, recipe: Recipe, profile: Profile, console: Console, *, command: str, started: datetime
+) -> RunRecord:
     write_atomic(run.root / "environment.json", json.dumps(environment(), indent=1) + "\n")
     run.event("begin", command=command)
     with console.stage("fitting") as stage:

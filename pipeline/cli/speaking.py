@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pipeline.store import writing
+from pipeline.store import disk_full
 from reports.console import Console, suitable_mode
 from targets.errors import PlanishError
 
@@ -40,19 +40,19 @@ def speaking(command: Callable[..., int | None]) -> Callable[..., None]:
 
 def _run(console: Console, command: Callable[..., int | None], *arguments: Any, **options: Any) -> int:
     try:
-        with writing("the output directory"):
-            return command(*arguments, console=console, **options) or 0
+        return command(*arguments, console=console, **options) or 0
     except PlanishError as error:
         console.error(error)
         return error.exit_code
     except KeyboardInterrupt:
         resume = getattr(console, "resume", None)
         console.close()
-        console.event("warning", text="interrupted" + (f"; go on with: {resume}" if resume else ""))
+        console.event("warning", text="interrupted" + (f"; go on with: {resume}" if resume else ""), resume=resume)
         return INTERRUPTED
-    except (click.ClickException, click.exceptions.Exit):
-        raise
     except Exception as error:  # the last net: a person never sees a bare traceback
+        if (full := disk_full(error, getattr(error, "filename", None) or "a file being written")) is not None:
+            console.error(full)
+            return full.exit_code
         if os.environ.get("PLANISH_TRACEBACK"):
             traceback.print_exc()
         frame = traceback.extract_tb(error.__traceback__)[-1]

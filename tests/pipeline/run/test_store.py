@@ -59,12 +59,26 @@ def test_two_processes_do_not_share_a_run(run: RunDirectory) -> None:
 
 
 def test_a_run_is_not_overwritten_and_nothing_cannot_be_resumed(run: RunDirectory, tmp_path: Path) -> None:
+    run.stage("candidates/00/network", {}, lambda folder: None)
     with pytest.raises(UsageError) as caught:
         RunDirectory.create(run.root, "")
     assert caught.value.code == "RUN_EXISTS" and "--resume" in caught.value.fix
     with pytest.raises(UsageError) as caught:
         RunDirectory.resume(tmp_path / "nothing")
     assert caught.value.code == "RUN_MISSING"
+
+
+def test_a_run_that_ended_before_its_first_candidate_is_started_over(run: RunDirectory) -> None:
+    run.stage("base", {}, lambda folder: None)
+    run._lock.close()
+    assert (RunDirectory.create(run.root, "model = 'y'\n").root / "recipe.toml").read_text() == "model = 'y'\n"
+
+
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".partial-of-another-program").mkdir()
+    with pytest.raises(UsageError) as caught:
+        RunDirectory.create(tmp_path, "")
+    assert caught.value.code == "OUTPUT_NOT_EMPTY" and (tmp_path / ".partial-of-another-program").exists()
 
 
 def test_an_output_that_is_a_file_or_under_one_is_unwritable(tmp_path: Path) -> None:
