@@ -36,7 +36,7 @@ class LazyGroup(Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("planish", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="planish")
 def cli() -> None:
     """Hammer a trained network flat until it fits the latency budget of one phone.
@@ -49,4 +49,4 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `planish` command."""
-    cli()
+    cli(prog_name="planish")
