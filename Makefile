@@ -12,7 +12,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 demo: setup
 	@if [ -f $(RUN)/recipe.toml ]; then $(PLANISH) fit --resume $(RUN); else \
 	  $(PLANISH) fit examples/fashion/model.py:trained --data examples/fashion/calibration.npz \
-	    --test examples/fashion/test.npz --target pixel-4-cpu --latency 60% --max-drop 1pt -o $(RUN); fi
+	    --test examples/fashion/test.npz --target pixel-4-cpu --latency 60% --max-drop 1pt --linearize 2 -o $(RUN); fi
 
 test: setup
 	$(VENV)/bin/python -m pytest
