@@ -10,6 +10,7 @@ from pipeline.search import Probe, next_budget
 from pipeline.stages import Made, Stages
 from pipeline.verify.parity import Parity
 from reports.records import QualityRecord
+from targets.errors import UsageError
 from targets.measure import Measurement
 from targets.statistics import decide
 
@@ -52,6 +53,7 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
     """Run the loop. `told` hears of every candidate as soon as it is judged."""
     recipe = stages.recipe
     primary, every = recipe.formats[:1], recipe.formats
+    _require_judgeable(stages)
     stages.samples  # noqa: B018  (bad data ends the run before any work is done on it)
     original = _candidate(stages, 0, stages.original(), every)
     goal_ms = recipe.latency_ms(original.milliseconds)
@@ -59,20 +61,18 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
     told(original, goal_ms)
     probes = [Probe(original.made.result["predicted_ms"], original.milliseconds, original.verdict == "met")]
     candidates: list[Candidate] = []
-    while (budget_ms := next_budget(probes, goal_ms, recipe.tolerance)) is not None and len(
-        candidates
-    ) < recipe.max_probes:
-        made = stages.compressed(len(candidates) + 1, budget_ms)
+    for index in range(1, recipe.max_probes + 1):
+        budget_ms = next_budget(probes, goal_ms, recipe.tolerance)
+        if budget_ms is None:
+            break
+        made = stages.compressed(index, budget_ms)
         if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
             break  # the same plan again: nothing lies between
-        candidate = _candidate(stages, len(candidates) + 1, made, primary)
+        candidate = _candidate(stages, index, made, primary)
         candidate.verdict = _judge(stages, candidate, goal_ms)
         candidates.append(candidate)
-        probes.append(
-            Probe(
-                made.result["predicted_ms"], candidate.milliseconds, candidate.verdict == "met", made.result["smallest"]
-            )
-        )
+        met, smallest = candidate.verdict == "met", made.result["smallest"]
+        probes.append(Probe(made.result["predicted_ms"], candidate.milliseconds, met, smallest))
         told(candidate, goal_ms)
     final = _finish(stages, original, candidates, goal_ms, told)
     return FitResult(
@@ -84,6 +84,17 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
         final.verdict == "undecided",
         _floor_kept(stages, original, final),
     )
+
+
+def _require_judgeable(stages: Stages) -> None:
+    if stages.recipe.max_drop is not None and stages.classes is None:
+        raise UsageError(
+            "a quality floor needs a quality that planish can judge",
+            where=f"--max-drop {stages.recipe.max_drop}",
+            why="the network's output is not one row of class scores a sample",
+            fix="leave out --max-drop and judge the candidates' artifacts yourself",
+            code="QUALITY_UNKNOWN",
+        )
 
 
 def _finish(

@@ -1,4 +1,4 @@
-"""Emulated latencies beside published ones: `python tests/benchmarks/published.py` writes reports/benchmarks/published.json.
+"""Emulated latencies beside published ones; `python tests/benchmarks/published.py` writes them to reports/benchmarks/.
 
 Published: XNNPACK project, README at commit e9459e349f, fp32, one thread, measured on the phone on 27 March 2020 with
 random weights.

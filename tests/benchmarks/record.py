@@ -1,6 +1,6 @@
 """Records a finished run as a committed benchmark: `python tests/benchmarks/record.py RUN NAME "COMMAND"`.
 
-Writes reports/benchmarks/NAME.json: what was asked, what was measured of the original and of the result, and the command.
+Writes reports/benchmarks/NAME.json: what was asked, what was measured before and after, and the command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Planning: segments are priced on the target, the knapsack is optimal, budgets are kept, recovery resumes to the bit."""
+"""Planning: segments are priced on the target, the knapsack is optimal, budgets are kept, recovery resumes exactly."""
 
 from __future__ import annotations
 
