@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 
 import click
 
@@ -49,4 +51,6 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `planish` command."""
+    # package.module:callable may stand in the folder the user stands in; last, so that it shadows no library
+    sys.path.append(os.getcwd())
     cli(prog_name="planish")

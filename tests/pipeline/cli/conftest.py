@@ -19,7 +19,7 @@ from tiny import CLASSES, SHAPE, tiny
 from pipeline.cli.main import cli
 
 ROOT = Path(__file__).parents[3]
-COMMAND = (sys.executable, "-c", "from pipeline.cli.main import main; main()")
+COMMAND = (sys.executable, "-P", "-c", "from pipeline.cli.main import main; main()")
 # One thread: these networks are so small that handing work to a second costs more than the work.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 

@@ -1,0 +1,291 @@
+"""The main job through the real command: what a run leaves, what it says, and that no kill makes a difference."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ENVIRONMENT, finished, planish, started
+
+from pipeline.export.artifact import sha256_of
+from reports.records import ManifestRecord, RunRecord, read_run
+from targets.arm.parts import is_ready
+
+pytestmark = [pytest.mark.slow, pytest.mark.export]
+emulated = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(not is_ready(), reason="the ARM64 emulator is not set up: planish targets setup pixel-4-cpu"),
+]
+
+STEPS = 60
+MODEL = ["model.py:tiny", "--weights", "weights.safetensors", "--data", "labelled.npz", "--test", "test.npz"]
+JOB = [*MODEL, "--target", "pixel-4-cpu", "--latency", "80%", "--max-drop", "50pt", "--format", "tflite",
+       "--recover-steps", STEPS]  # fmt: skip
+
+
+def events_of(run: Path) -> list[dict]:
+    """Every line of a run's event log, each of which is whole."""
+    return [json.loads(line) for line in (run / "events.ndjson").read_text().splitlines()]
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """SHA-256 of what a run hands over, and of the weights it was made from."""
+    weights = run / f"candidates/{read_run(run / 'report.json').chosen.index:02d}/network/weights.safetensors"
+    return {path.name: sha256_of(path) for path in [*run.glob("bundle/model.*"), weights]}
+
+
+@pytest.fixture(scope="module")
+def job(user_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """`planish init` and then `planish fit planish.toml --json`: the run directory, and what was said."""
+    folder = tmp_path_factory.mktemp("job")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(user_folder)
+        assert planish("init", *JOB, "-o", folder / "planish.toml").exit_code == 0
+        return folder / "run", finished("fit", folder / "planish.toml", "-o", folder / "run", "--json")
+
+
+@pytest.fixture
+def again(job: tuple[Path, subprocess.CompletedProcess[str]], in_user_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run for a test to go on with."""
+    return Path(shutil.copytree(job[0], tmp_path / "run"))
+
+
+class TestAFit:
+    pytestmark = emulated
+
+    def test_meets_its_goal_and_says_so(self, job) -> None:
+        run, done = job
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        record = read_run(run / "report.json")
+        assert (record.verdict, record.exit_code, record.target.name) == ("met", 0, "pixel-4-cpu")
+        winner, original = record.primary(record.chosen), record.primary(record.base)
+        assert record.goal.latency_ms == pytest.approx(0.8 * original.median_ms)
+        assert winner.high_ms <= record.goal.latency_ms and winner.instructions < original.instructions
+        assert record.chosen.edits and record.chosen.parameters < record.base.parameters
+        assert record.base.quality.metric == "top-1" and record.base.quality.value_percent > 90
+        assert record.chosen.quality.evaluated_on == "artifact" and record.chosen.quality.samples == 400
+
+    def test_passes_parity_with_every_artifact(self, job) -> None:
+        record = read_run(job[0] / "report.json")
+        for probe in record.probes:
+            assert [parity.format for parity in probe.parity] == ["tflite"]
+            assert all(parity.passed and parity.samples == 64 for parity in probe.parity)
+
+    def test_hands_over_what_it_measured(self, job) -> None:
+        run, _ = job
+        record = read_run(run / "report.json")
+        manifest = ManifestRecord.model_validate_json((run / "bundle/manifest.json").read_bytes())
+        assert [artifact.format for artifact in manifest.artifacts] == ["tflite"]
+        for artifact in manifest.artifacts:
+            measured = record.chosen.measurement(artifact.format)
+            assert sha256_of(run / "bundle" / artifact.file) == artifact.sha256 == measured.artifact_sha256
+            assert sha256_of(run / measured.file) == artifact.sha256
+            assert artifact.bytes == (run / "bundle" / artifact.file).stat().st_size
+            (given,), (taken,) = artifact.inputs, artifact.outputs
+            assert (given.shape[1:], given.layout, taken.shape[1:]) == ((12, 12, 3), "NHWC", (5,))
+
+    def test_leaves_a_report_and_whole_files(self, job) -> None:
+        run, _ = job
+        page = (run / "report.html").read_text()
+        assert "Pixel 4" in page and not re.search(r"""(src|href)=["']?http""", page)
+        events = events_of(run)
+        assert (events[0]["event"], events[-1]["event"], events[-1]["exit_code"]) == ("begin", "end", 0)
+        assert json.loads((run / "status.json").read_text())["state"] == "done"
+        assert not any(run.rglob(".partial-*")) and not any(run.rglob(".export-*"))
+
+    def test_speaks_json_with_the_result_last(self, job) -> None:
+        run, done = job
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        assert events[-1]["event"] == "result" and [e["event"] for e in events].count("result") == 1
+        assert RunRecord.model_validate(events[-1]["run"]) == read_run(run / "report.json")
+        probes = [event["candidate"]["index"] for event in events if event["event"] == "probe"]
+        assert probes == [probe.index for probe in read_run(run / "report.json").probes]
+
+    def test_keeps_networks_that_load_without_the_users_file(self, job, user_folder: Path, tmp_path: Path) -> None:
+        """In a fresh interpreter that has torch and nothing of the user's or of planish."""
+        run, _ = job
+        code = ("import sys, numpy, torch; data = numpy.load(sys.argv[1]); x = torch.from_numpy(data['x'])\n"
+                "for path in sys.argv[2:]:\n"
+                "    y = torch.export.load(path).module(check_guards=False)(x).argmax(1).numpy()\n"
+                "    print((y == data['y']).mean() * 100)")  # fmt: skip
+        paths = [run / f"candidates/{p.index:02d}/network/network.pt2" for p in read_run(run / "report.json").probes]
+        words = [sys.executable, "-P", "-c", code, str(user_folder / "test.npz"), *map(str, paths)]
+        environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        reported = [probe.quality.value_percent for probe in read_run(run / "report.json").probes]
+        assert list(map(float, done.stdout.split())) == pytest.approx(reported, abs=0.5), done.stderr
+
+    def test_resumed_when_finished_makes_nothing_anew(self, job, again: Path) -> None:
+        seen = len(events_of(again))
+        done = planish("fit", "--resume", again)
+        assert done.exit_code == 0 and "met" in done.stdout, done.stderr
+        made = [
+            event["stage"] for event in events_of(again)[seen:] if event["event"] == "stage" and not event["cached"]
+        ]
+        assert made == []
+        before, after = read_run(job[0] / "report.json"), read_run(again / "report.json")
+        assert (after.verdict, after.headline, after.winner) == (before.verdict, before.headline, before.winner)
+        assert hashes(again) == hashes(job[0])
+
+    def test_that_loses_more_quality_than_allowed_is_not_met(self, again: Path) -> None:
+        recipe = (again / "recipe.toml").read_text()
+        assert recipe.count('"50pt"') == 1
+        (again / "recipe.toml").write_text(recipe.replace('"50pt"', '"0pt"'))
+        done = planish("fit", "--resume", again, "-q")
+        record = read_run(again / "report.json")
+        assert (done.exit_code, record.verdict, record.exit_code) == (3, "not-met", 3)
+        lost = record.drop_points(record.chosen)
+        assert lost > 0 and f"{lost:.2f} points of quality were lost and 0 were allowed" in record.headline
+        assert record.headline in " ".join(done.stdout.split())
+
+    def test_killed_twice_ends_in_the_same_bytes(self, job, in_user_folder: Path, tmp_path: Path) -> None:
+        """Once while a probe is exported and once while the network recovers, each followed by --resume."""
+        run = tmp_path / "run"
+        kill(started("fit", *JOB, "-o", run, "-q"), lambda: any(run.glob("candidates/01/.export-*")))
+        assert (run / "candidates/01/network/.stage.json").exists() and not (run / "candidates/01/tflite").exists()
+
+        kill(started("fit", "--resume", run, "-q"), lambda: 0 < recovery_step(run) < STEPS)
+        assert recovery_step(run) < STEPS
+        assert not [path for path in run.rglob("plan.json") if '"recover"' in path.read_text()]
+
+        done = finished("fit", "--resume", run, "-q")
+        assert done.returncode == 0, done.stderr
+        assert hashes(run) == hashes(job[0]) and len(hashes(run)) == 2
+        assert not any(run.rglob(".partial-*")) and not any(run.rglob(".export-*")) and not (run / "scratch").exists()
+        served = [event["stage"] for event in events_of(run) if event["event"] == "stage" and event["cached"]]
+        assert {"base", "candidates/00/tflite", "candidates/01/network"} <= set(served)
+        one, other = read_run(run / "report.json"), read_run(job[0] / "report.json")
+        assert (one.verdict, one.headline) == (other.verdict, other.headline)
+        assert [probe.verdict for probe in one.probes] == [probe.verdict for probe in other.probes]
+
+    def test_of_a_goal_out_of_reach_keeps_the_closest(self, in_user_folder: Path, tmp_path: Path) -> None:
+        """Without labels, so that quality is agreement with the original."""
+        run = tmp_path / "run"
+        done = finished("fit", *MODEL[:3], "--data", "unlabelled.npz", "--target", "pixel-4-cpu",
+                        "--latency", "0.0001ms", "--format", "tflite", "--recover-steps", 0, "-o", run)  # fmt: skip
+        assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
+        record = read_run(run / "report.json")
+        assert (record.verdict, record.winner, record.chosen.verdict) == ("not-met", None, "above")
+        assert record.primary(record.chosen).median_ms == min(record.primary(p).median_ms for p in record.probes)
+        times = record.primary(record.chosen).median_ms / 0.0001
+        assert f"{times:.3g} times the 0.0001 ms asked for" in record.headline
+        assert record.headline in " ".join(done.stdout.split())
+        assert record.chosen.quality.metric == "agreement with the original"
+        assert sha256_of(run / "bundle/model.tflite") == record.primary(record.chosen).artifact_sha256
+
+
+def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
+    """SIGKILL as soon as `when` holds; it must hold before the process ends."""
+    deadline = time.monotonic() + 300
+    while not when():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+
+
+def recovery_step(run: Path) -> int:
+    """The step of recovery that status.json tells of, 0 before it began."""
+    match = re.search(r"recovery: step (\d+) of", (run / "status.json").read_text())
+    return int(match[1]) if match else 0
+
+
+def test_a_fit_on_this_machine_is_timed_by_the_clock(in_user_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = finished("fit", *MODEL, "--target", "host", "--latency", "0.1us", "--format", "onnx", "--recover-steps", 5,
+                    "-o", run)  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    record = read_run(run / "report.json")
+    for probe in record.probes:
+        measured = record.primary(probe)
+        assert (measured.format, measured.runner, measured.confidence_percent) == ("onnx", "host", 95.0)
+        assert measured.n >= 30 and 0 < measured.low_ms <= measured.median_ms <= measured.high_ms
+        assert measured.low_ms < measured.high_ms and measured.median_ms <= measured.p90_ms
+        table = list(csv.DictReader(next(run.glob(f"candidates/{probe.index:02d}/host-onnx/samples.csv")).open()))
+        assert len(table) == measured.n
+        assert np.median([float(row["ms"]) for row in table]) == pytest.approx(measured.median_ms, rel=1e-3)
+
+
+# --- one stage each -----------------------------------------------------------------------------------------------
+
+
+def test_dry_run_plans_and_writes_nothing(in_user_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PLANISH_CACHE", str(tmp_path / "cache"))  # and needs no emulator
+    before = sorted(in_user_folder.rglob("*"))
+    done = planish("fit", *JOB, "-o", tmp_path / "run", "--dry-run", "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["edits"] and result["predicted_ms"] <= 0.8 * result["base_ms"]
+    assert result["recipe"]["recover_steps"] == STEPS
+    assert sorted(in_user_folder.rglob("*")) == before and not any(tmp_path.iterdir())
+
+
+def test_init_spells_out_every_default_and_keeps_what_is_there(in_user_folder: Path, tmp_path: Path) -> None:
+    words = ["init", *MODEL, "--target", "host", "--latency", "3ms", "-o", tmp_path / "planish.toml"]
+    assert planish(*words).exit_code == 0
+    text = (tmp_path / "planish.toml").read_text()
+    for line in ('latency = "3ms"', 'formats = ["tflite", "onnx"]', "recover_steps = 400", "seed = 0"):
+        assert line in text.splitlines()
+    again = planish(*words)
+    assert again.exit_code == 2 and "RECIPE_EXISTS" in again.stderr
+    assert (tmp_path / "planish.toml").read_text() == text
+
+
+def test_inspect_shows_layers_and_entropy(user_folder: Path, tmp_path: Path) -> None:
+    """A package.module:callable that stands in the current directory, as the console script sees it."""
+    shutil.copy(user_folder / "model.py", tmp_path / "network_of_mine.py")
+    words = ["inspect", "network_of_mine:tiny", "--data", user_folder / "test.npz", "--target", "pixel-4-cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        done = finished(*words)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"fused\.expand\s+conv 3×3, 16 → 32", done.stdout), done.stdout
+    assert re.search(r"fused\.act\s+ReLU\s+0\.\d{3}\s", done.stdout)
+    assert "predicted" in done.stdout and sorted(tmp_path.iterdir()) == [tmp_path / "network_of_mine.py"]
+
+
+@pytest.mark.parametrize("mark", [pytest.param("emulated", marks=emulated)])
+def test_an_exported_artifact_measures_the_same_every_time(mark: str, in_user_folder: Path, tmp_path: Path) -> None:
+    done = planish("export", *MODEL[:5], "--format", "tflite", "-o", tmp_path, "--json")
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads(done.stdout.splitlines()[-1])["artifacts"]
+    assert row["parity"]["passed"] and row["artifact"]["sha256"] == sha256_of(tmp_path / "model.tflite")
+    artifact = tmp_path / "model.tflite"
+    words = ["measure", artifact, artifact, "--target", "pixel-4-cpu", "--data", "test.npz", "--json"]
+    done = planish(*words)
+    assert done.exit_code == 0, done.stderr
+    one, other = json.loads(done.stdout.splitlines()[-1])["measurements"]
+    assert one["median_ms"] == pytest.approx(other["median_ms"], rel=1e-3) and one["median_ms"] > 0
+
+
+class TestReport:
+    pytestmark = emulated
+
+    def test_writes_the_page_again(self, job, tmp_path: Path) -> None:
+        done = planish("report", job[0], "-o", tmp_path / "page.html")
+        assert done.exit_code == 0 and "page.html written" in done.stdout
+        assert (tmp_path / "page.html").read_text() == (job[0] / "report.html").read_text()
+
+
+def test_targets_are_listed_and_shown() -> None:
+    listed = planish("targets", "list", "--json")
+    assert {"host", "pixel-4-cpu", "pixel-3a-cpu", "raspberry-pi-4"} <= set(json.loads(listed.stdout)["targets"])
+    shown = planish("targets", "show", "pixel-4-cpu")
+    assert shown.exit_code == 0 and "Cortex-A76" in shown.stdout and "core.clock_ghz" in shown.stdout
+
+
+def test_doctor_names_what_is_installed() -> None:
+    done = planish("doctor", "--json")
+    found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert found["torch"]["found"] == torch.__version__ and found["ARM64 emulator"]["ok"] == is_ready()
+    assert done.exit_code == (0 if all(check["ok"] for check in found.values()) else 6)
