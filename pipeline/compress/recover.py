@@ -1,8 +1,9 @@
 """Recovery: the compressed network learns the original's outputs back on the user's samples.
 
-Label-free by default: the student follows the original's class probabilities on mixtures of the user's samples (mixup,
-so that a few thousand samples give ever new inputs on which the original still knows the answer; "function matching",
-Beyer et al., CVPR 2022). Labels, where there are any, add a cross-entropy term on the unmixed part. Norm statistics are
+Label-free by default: the student follows the original's class probabilities on the user's samples. After a few passes
+over them it follows them on mixtures of samples (mixup: a few thousand samples give ever new inputs on which the original
+still knows the answer; "function matching", Beyer et al., CVPR 2022); while the samples are fresh they teach more than
+their mixtures do. Labels, where there are any, add a cross-entropy term on the samples themselves. Norm statistics are
 frozen (they were re-estimated after the edits), the gradient is clipped and the rate is small: the closed forms carry
 most of the load, and large steps destroy what they saved.
 
@@ -29,6 +30,7 @@ from calibration.dataset import Samples
 from pipeline.model.network import Network
 
 CHECKPOINT_SECONDS = 20.0
+FRESH_PASSES = 4  # passes over the samples before they are blended
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Recovery:
         batch: samples a step.
         rate: peak learning rate of Adam, reached after a twentieth of the steps and then following a cosine to zero.
         label_weight: weight of the cross-entropy on labels beside the distillation loss, where there are labels.
-        mixup: blend samples; off for inputs of which a blend means nothing.
+        mixup: blend samples after the first passes; off for inputs of which a blend means nothing.
         clip: largest gradient norm.
         seed: of the order of samples and the mixing.
     """
@@ -84,12 +86,15 @@ def recover(
     for step in range(first, settings.steps):
         x, y = _batch(samples, settings, step)
         x, y = x.to(device), None if y is None else y.to(device)
-        mixed = _mixed(x, torch.Generator().manual_seed(settings.seed * 1_000_003 + step)) if settings.mixup else x
+        blended = settings.mixup and step >= FRESH_PASSES * _steps_of_a_pass(samples, settings)
+        shown = _mixed(x, torch.Generator().manual_seed(settings.seed * 1_000_003 + step)) if blended else x
         with torch.no_grad():
-            target = original(mixed)
-        loss = _distance(target, graph(mixed))
+            target = original(shown)
+        answer = graph(shown)
+        loss = _distance(target, answer)
         if y is not None and settings.label_weight > 0:
-            loss = (1 - settings.label_weight) * loss + settings.label_weight * F.cross_entropy(graph(x), y)
+            own = F.cross_entropy(graph(x) if blended else answer, y)
+            loss = (1 - settings.label_weight) * loss + settings.label_weight * own
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * _schedule(step, settings.steps)
         optimizer.zero_grad(set_to_none=True)
@@ -106,11 +111,14 @@ def recover(
 
 def _batch(samples: Samples, settings: Recovery, step: int) -> tuple[Tensor, Tensor | None]:
     """The samples of one step: a seeded permutation an epoch, cut into batches."""
-    size = min(settings.batch, len(samples))
-    a_pass = len(samples) // size
+    size, a_pass = min(settings.batch, len(samples)), _steps_of_a_pass(samples, settings)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(settings.seed + step // a_pass))
     chosen = order[step % a_pass * size :][:size].tolist()
     return next(samples.select(chosen).batches(size))
+
+
+def _steps_of_a_pass(samples: Samples, settings: Recovery) -> int:
+    return len(samples) // min(settings.batch, len(samples))
 
 
 def _mixed(x: Tensor, generator: torch.Generator) -> Tensor:
