@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COMMAND, ENVIRONMENT, finished, planish, started, structured
+from commands import COMMAND, ENVIRONMENT, events_of, finished, planish, started, structured
 from tiny import SHAPE, tiny
 
 from pipeline.store import RunDirectory
@@ -237,11 +237,6 @@ def test_the_last_four_lines_of_a_process_are_the_error(words, code, in_user_fol
 
 def no_litter(run: Path) -> bool:
     return not any(run.rglob(".partial-*")) and not any(run.rglob(".export-*")) and not any(run.rglob("*.partial"))
-
-
-def events_of(run: Path) -> list[dict]:
-    """Every line of a run's event log, each of which is whole."""
-    return [json.loads(line) for line in (run / "events.ndjson").read_text().splitlines()]
 
 
 @pytest.mark.slow

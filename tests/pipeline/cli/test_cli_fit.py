@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, finished, planish, started
+from commands import ENVIRONMENT, events_of, finished, planish, started
 
 from pipeline.export.artifact import sha256_of
 from reports.records import ManifestRecord, RunRecord, read_run
@@ -31,11 +31,6 @@ STEPS = 60
 MODEL = ["model.py:tiny", "--weights", "weights.safetensors", "--data", "labelled.npz", "--test", "test.npz"]
 JOB = [*MODEL, "--target", "pixel-4-cpu", "--latency", "50%", "--max-drop", "99pt", "--format", "tflite",
        "--recover-steps", STEPS]  # fmt: skip
-
-
-def events_of(run: Path) -> list[dict]:
-    """Every line of a run's event log, each of which is whole."""
-    return [json.loads(line) for line in (run / "events.ndjson").read_text().splitlines()]
 
 
 def hashes(run: Path) -> dict[str, str]:
