@@ -51,7 +51,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `planish` command."""
-    # On a busy machine, threads that spin while they wait make training ten times slower; torch reads this when it loads.
+    # On a busy machine, threads that spin while they wait make training ten times slower; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # package.module:callable may stand in the folder the user stands in; last, so that it shadows no library
     sys.path.append(os.getcwd())

@@ -1,11 +1,11 @@
 """Recovery: the compressed network learns the original's outputs back on the user's samples.
 
 Label-free by default: the student follows the original's class probabilities on the user's samples. After a few passes
-over them it follows them on mixtures of samples (mixup: a few thousand samples give ever new inputs on which the original
-still knows the answer; "function matching", Beyer et al., CVPR 2022); while the samples are fresh they teach more than
-their mixtures do. Labels, where there are any, add a cross-entropy term on the samples themselves. Norm statistics are
-frozen (they were re-estimated after the edits), the gradient is clipped and the rate is small: the closed forms carry
-most of the load, and large steps destroy what they saved.
+over them it follows them on mixtures of samples (mixup: a few thousand samples give ever new inputs on which the
+original still knows the answer; "function matching", Beyer et al., CVPR 2022); while the samples are fresh they teach
+more than their mixtures do. Labels, where there are any, add a cross-entropy term on the samples themselves. Norm
+statistics are frozen (re-estimated after the edits), the gradient is clipped and the rate is small: the closed
+forms carry most of the load, and large steps destroy what they saved.
 
 Deterministic: the batches are a function of (seed, step), so that a run that was killed and resumed from its checkpoint
 ends in the same bits.
