@@ -61,11 +61,12 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
     told(original, goal_ms)
     probes = [Probe(original.made.result["predicted_ms"], original.milliseconds, original.verdict == "met")]
     candidates: list[Candidate] = []
+    planned = 0
     for index in range(1, recipe.max_probes + 1):
         budget_ms = next_budget(probes, goal_ms, recipe.tolerance)
         if budget_ms is None:
             break
-        made = stages.compressed(index, budget_ms)
+        made, planned = stages.compressed(index, budget_ms), index
         if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
             break  # the same plan again: nothing lies between
         candidate = _candidate(stages, index, made, primary)
@@ -74,7 +75,7 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
         met, smallest = candidate.verdict == "met", made.result["smallest"]
         probes.append(Probe(made.result["predicted_ms"], candidate.milliseconds, met, smallest))
         told(candidate, goal_ms)
-    final = _finish(stages, original, candidates, goal_ms, told)
+    final = _finish(stages, original, candidates, planned + 1, goal_ms, told)
     return FitResult(
         goal_ms,
         original,
@@ -101,6 +102,7 @@ def _finish(
     stages: Stages,
     original: Candidate,
     candidates: list[Candidate],
+    index: int,
     goal_ms: float,
     told: Callable[[Candidate, float], None],
 ) -> Candidate:
@@ -109,7 +111,6 @@ def _finish(
         return original
     met = [candidate for candidate in candidates if candidate.verdict == "met"]
     chosen = max(met, key=lambda c: c.milliseconds) if met else min(candidates, key=lambda c: c.milliseconds)
-    index = candidates[-1].index + 1
     made = stages.recovered(index, chosen.made)
     final = _candidate(stages, index, made, stages.recipe.formats)
     final.recovered_from = chosen.index

@@ -60,7 +60,7 @@ def applies(kind: str) -> Callable[[Apply], Apply]:
 
 
 def replay(base: Network, edits: Sequence[Edit]) -> Network:
-    """Apply `edits` to `base` in order; `base` stays as it is.
+    """Apply `edits` to `base` in order; `base` stays as it is, and shares nothing with the result.
 
     Raises:
         KeyError: an edit's kind is unknown to this version.
@@ -69,7 +69,7 @@ def replay(base: Network, edits: Sequence[Edit]) -> Network:
     import pipeline.compress.merge
     import pipeline.compress.truncate  # noqa: F401  (each registers its kind)
 
-    network = base
+    network = base if edits else base.copy()
     for edit in edits:
         network = _APPLY[edit.kind](network, edit)
     return network

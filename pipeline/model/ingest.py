@@ -211,7 +211,9 @@ def export_program(
             else "the network cannot be exported",
             where=user_frame(error) or source,
             code="MODEL_CONTROL_FLOW" if data_dependent else "MODEL_EXPORT",
-            why=(text.splitlines() or [type(error).__name__])[0],
+            why="this line decides in Python by a value the network computed; an exported network has no Python"
+            if data_dependent
+            else (text.splitlines() or [type(error).__name__])[0],
             fix="replace the branch by torch.where or torch.cond, or move it out of forward"
             if data_dependent
             else "make `torch.export.export(model, example)` pass; the line above is where it stopped",

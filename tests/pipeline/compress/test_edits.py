@@ -58,6 +58,12 @@ def test_replay_gives_the_same_bits_and_leaves_the_base_alone(base, edits, x, tm
     assert base.fingerprint() == before
 
 
+def test_no_edits_still_give_a_network_of_its_own(base) -> None:
+    before, copy = base.fingerprint(), replay(base, [])
+    copy.layer("fused.norm").running_mean.add_(1)
+    assert base.fingerprint() == before
+
+
 @torch.no_grad()
 def test_a_candidate_reads_back_without_the_users_code(base, edits, x, tmp_path: Path) -> None:
     edited = replay(base, edits)

@@ -175,3 +175,11 @@ def test_a_killed_recovery_resumes_to_the_same_bits(base, analysis, samples, tmp
     assert resumed.fingerprint() == whole.fingerprint()
     assert replace(settings_, seed=1) != settings_
     assert recover(compressed, base, samples, replace(settings_, seed=1)).fingerprint() != whole.fingerprint()
+
+
+def test_analysis_leaves_the_network_as_it_was(base, x, costs) -> None:
+    """The original is the teacher later on: planning must not touch its weights or norm statistics."""
+    before = base.fingerprint()
+    statistics = collect(base.graph, sites(base), [x], channel_dims=channel_dims(base))
+    analyse(base, statistics, [x], costs)
+    assert base.fingerprint() == before
