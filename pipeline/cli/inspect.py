@@ -71,7 +71,7 @@ def command(model: str, weights: str | None, data: str | None, target: str | Non
             site,
             type(network.layer(site)).__name__,
             f"{entropy[site]:.3f}" if site in entropy else "",
-            network.sources.get(site, ""),
+            _short(network.sources.get(site, "")),
         )
     total = sum(row["predicted_ms"] for row in rows) if costs else None
     line = f"{network.parameters():,} parameters, {sum(row['macs'] for row in rows) / 1e6:.1f} MMACs" + (
@@ -84,3 +84,10 @@ def command(model: str, weights: str | None, data: str | None, target: str | Non
         parameters=network.parameters(),
         predicted_ms=total,
     )
+
+
+def _short(source: str) -> str:
+    """`file:line`, relative to the folder the user stands in where it is below it."""
+    file, _, line = source.rpartition(":")
+    below = file and Path(file).is_relative_to(Path.cwd())
+    return f"{Path(file).relative_to(Path.cwd())}:{line}" if below else source
