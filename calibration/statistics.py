@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calibration.moments import PairMoments, VectorMoments
@@ -129,6 +127,8 @@ class Statistics(Mapping[str, SiteStatistics]):
 
     def save(self, path: str | Path) -> None:
         """One safetensors file; names and sample count are JSON in its header."""
+        from safetensors.torch import save_file
+
         header = {"samples": self.samples, "sites": list(self.sites)}
         tensors = {
             f"{number}.{name}": getattr(site, name).contiguous()
@@ -140,6 +140,8 @@ class Statistics(Mapping[str, SiteStatistics]):
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Reads what `save` wrote. Raises `UsageError` STATISTICS_FORMAT for any other file."""
+        from safetensors import SafetensorError, safe_open
+
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {})["planish.statistics"])

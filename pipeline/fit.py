@@ -67,6 +67,8 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
         if budget_ms is None:
             break
         made, planned = stages.compressed(index, budget_ms), index
+        if not made.result["edits"]:
+            break  # no edit of this network is cheaper on the target
         if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
             break  # the same plan again: nothing lies between
         candidate = _candidate(stages, index, made, primary)

@@ -31,6 +31,7 @@ class Recipe(BaseModel):
         latency: `12ms`, or `60%` of what the original takes there.
         max_drop: quality that may be lost, `0.5pt`; None only reports it.
         formats: artifacts to write; the latency is asked of the first.
+        output: `classes` for rows of class scores, `values` for anything else (boxes, embeddings, images).
         channels_last: TFLite takes and gives NHWC.
         linearize: at least this many activations become linear, the lowest entropy first; 0 leaves it to the plan.
         recover_steps: optimiser steps of the final recovery.
@@ -54,6 +55,7 @@ class Recipe(BaseModel):
     latency: str
     max_drop: str | None = None
     formats: list[Format] = Field(default=["tflite", "onnx"], min_length=1)
+    output: Literal["classes", "values"] = "classes"
     channels_last: bool = True
     linearize: int = Field(default=0, ge=0)
     recover_steps: int = Field(default=400, ge=0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 from datetime import datetime
 from pathlib import Path
 
+from pipeline.environment import environment
 from pipeline.fit import Candidate, FitResult
 from pipeline.package.manifest import write_bundle
 from pipeline.recipe import Recipe
@@ -25,23 +27,6 @@ from reports.records import (
 )
 from targets.cache import write_atomic
 from targets.profile import Profile
-
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "litert-torch", "ai-edge-litert")
-
-
-def environment() -> dict[str, str]:
-    """Versions of everything that takes part in a run."""
-    found = {
-        "planish": importlib.metadata.version("planish"),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    for tool in TOOLS:
-        try:
-            found[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            found[tool] = "not installed"
-    return found
 
 
 def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None) -> CandidateRecord:
@@ -151,7 +136,7 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
         command=command,
         reproduce=(f"planish fit {directory}/recipe.toml -o {directory}-again", f"planish fit --resume {directory}"),
         warnings=_warnings(stages),
-        next_command=f"planish measure {_relative(final.artifacts[0].path)} --target host --data {recipe.data}",
+        next_command=_next_command(recipe, final.artifacts[0].path),
     )
 
 
@@ -170,6 +155,8 @@ def _headline(stages: Stages, result: FitResult) -> str:
         return f"{took}: the goal of {result.goal_ms:.3g} ms lies inside the measurement's interval."
     if not result.met:
         times = final.milliseconds / result.goal_ms
+        if final is original:
+            return f"The original takes {took} and no edit that planish knows makes it faster there."
         smallest = "; nothing smaller can be planned" if final.made.result["smallest"] else ""
         return f"The closest candidate takes {took}, {times:.3g} times the {result.goal_ms:.3g} ms asked for{smallest}."
     if result.floor_kept is False:
@@ -190,6 +177,15 @@ def _warnings(stages: Stages) -> tuple[str, ...]:
     if not stages.samples.test.has_labels:
         found.append("The test data has no labels: quality is agreement with the original.")
     return tuple(found)
+
+
+def _next_command(recipe: Recipe, artifact: Path) -> str:
+    """What confirms the artifact on the machine at hand."""
+    words = ["planish", "measure", _relative(artifact), "--target", "host", "--data", recipe.data]
+    for option, values in (("--mean", recipe.mean), ("--std", recipe.std)):
+        for value in values or ():
+            words += [option, f"{value:g}"]
+    return shlex.join(words)
 
 
 def _relative(path: Path) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from torch import Tensor
 
 from calibration.dataset import Samples, open_samples
 from pipeline.recipe import Recipe
+from targets.errors import UsageError
 
 
 class FitSamples:
@@ -22,6 +24,7 @@ class FitSamples:
 
     def __init__(self, recipe: Recipe, input_shape: tuple[int, ...], classes: int | None) -> None:
         data = _open(recipe, recipe.data, input_shape, classes)
+        _require_repeatable(data)
         seen = data.validate()
         self.input_range = seen.minimum, seen.maximum
         if recipe.test is None:
@@ -34,8 +37,32 @@ class FitSamples:
         self.calibration = self.training.select(sorted(chosen))
 
 
+def _require_repeatable(samples: Samples) -> None:
+    first, again = (next(samples.take(1).batches(1))[0] for _ in range(2))
+    if not first.equal(again):
+        raise UsageError(
+            "the data changes from one reading to the next",
+            where=samples.name,
+            why="the first sample differs when it is read twice, as random augmentation does",
+            fix="return the dataset without random augmentation; recovery varies the samples itself",
+            code="DATA_RANDOM",
+        )
+
+
 def two_samples(recipe: Recipe) -> Tensor:
-    """The first samples [2, ...] of the data, before the network's input shape is known."""
+    """The first samples [2, ...] of the data, before the network's input shape is known.
+
+    Raises:
+        UsageError: MODEL_EXAMPLE for a folder of images, which could be of any size.
+    """
+    if Path(recipe.data).is_dir():
+        raise UsageError(
+            "the network's input size is not known",
+            where=recipe.model,
+            why="a folder of images does not say what size the network takes",
+            fix="let the callable return the pair (model, torch.zeros(1, 3, 224, 224)), with your size",
+            code="MODEL_EXAMPLE",
+        )
     return next(_open(recipe, recipe.data, None, None).take(2).batches(2))[0]
 
 

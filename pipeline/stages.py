@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from calibration.batchnorm import reestimate
 from calibration.statistics import Statistics, collect
@@ -21,12 +20,13 @@ from pipeline.compress.analysis import Analysis, analyse, run
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.plan import Plan, plan
 from pipeline.compress.recover import Recovery, recover
+from pipeline.environment import environment
 from pipeline.explain import edit_rows, layer_rows, rejected_rows
 from pipeline.export.artifact import Artifact, sha256_of
 from pipeline.export.child import export
 from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
-from pipeline.model.ingest import ingest
+from pipeline.model.ingest import ingest, require_one_tensor
 from pipeline.model.network import Network
 from pipeline.recipe import Recipe
 from pipeline.samples import FitSamples, two_samples
@@ -34,8 +34,8 @@ from pipeline.store import RunDirectory
 from pipeline.verify.execute import predictions, to_layout
 from pipeline.verify.parity import Parity, check, require
 from reports.records import QualityRecord
+from targets.arm.parts import emulator_parts
 from targets.cost import CostTable
-from targets.errors import UsageError
 from targets.measure import Measurement, measure_many
 from targets.profile import Profile
 
@@ -82,7 +82,7 @@ class Stages:
             network = ingest(
                 recipe.model, weights=recipe.weights and Path(recipe.weights), example=lambda: two_samples(recipe)
             )
-            _require_one_tensor(network, recipe.model)
+            require_one_tensor(network, recipe.model)
             torch.export.save(network.exported(), folder / "network.pt2")
             return {}
 
@@ -100,10 +100,11 @@ class Stages:
 
     @cached_property
     def classes(self) -> int | None:
-        """Number of classes when the network's output looks like logits [N, C], C > 1."""
+        """Number of classes where the outputs are rows of class scores [N, C], C > 1."""
         with torch.no_grad():
             output = self.base(*self.base.example)
-        return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 else None
+        scores = self.recipe.output == "classes" and output.ndim == 2 and output.shape[1] > 1
+        return output.shape[1] if scores else None
 
     @cached_property
     def costs(self) -> CostTable:
@@ -131,7 +132,7 @@ class Stages:
         macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
         count = min(len(self.samples.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
         batches = [x for x, _ in self.samples.calibration.take(count).batches(BATCH)]
-        return analyse(self.base, self.statistics, batches, self.costs, self.progress)
+        return analyse(self.base, self.statistics, batches, self.costs, self.classes is not None, self.progress)
 
     @property
     def _about_base(self) -> dict[str, Any]:
@@ -197,6 +198,7 @@ class Stages:
             self.recipe.recover_steps,
             self.recipe.recover_batch,
             self.recipe.recover_rate,
+            classes=self.classes is not None,
             mixup=self.recipe.mixup,
             seed=self.recipe.seed,
         )
@@ -261,6 +263,8 @@ class Stages:
             "format": format,
             "channels_last": self.recipe.channels_last,
             "samples": self.samples.test.fingerprint,
+            "input_range": self.samples.input_range,
+            "tools": environment(),
         }
         name = f"{made.folder}/{format}"
 
@@ -292,9 +296,12 @@ class Stages:
         inputs = {
             "artifacts": [artifact.sha256 for artifact in artifacts],
             "profile": self.profile.version,
-            "budget_s": budget_s,
+            "samples": self.samples.test.fingerprint,
+            "tools": environment() | {"emulator": emulator_parts() if self.profile.kind == "emulator" else None},
         }
         name = f"{made.folder}/{self.profile.name}-{'-'.join(artifact.format for artifact in artifacts)}"
+        if self.profile.kind == "host":  # more seconds, another measurement; the emulator repeats itself
+            name += f"-{budget_s:g}s"
 
         def make(folder: Path) -> list[Any]:
             self.progress(f"measuring {' and '.join(a.format for a in artifacts)} on {self.profile.name}")
@@ -354,19 +361,6 @@ class Stages:
         if self.samples.test.has_labels:
             return np.concatenate([y.numpy() for _, y in self.samples.test.batches(BATCH)])
         return run(self.base, [x for x, _ in self.samples.test.batches(BATCH)]).numpy().argmax(1)
-
-
-def _require_one_tensor(network: Network, model: str) -> None:
-    with torch.no_grad():
-        output = network(*network.example)
-    if len(network.example) != 1 or not isinstance(output, Tensor):
-        raise UsageError(
-            "planish fits networks of one input tensor and one output tensor",
-            where=model,
-            code="MODEL_SIGNATURE",
-            why=f"this one takes {len(network.example)} inputs and returns {type(output).__name__}",
-            fix="wrap it in a module whose forward takes one tensor and returns one",
-        )
 
 
 def _digest(path: str) -> str:

@@ -58,12 +58,6 @@ class VerificationError(PlanishError):
     exit_code = 4
 
 
-class UndecidedError(PlanishError):
-    """A measurement straddles the target and more samples did not settle it."""
-
-    exit_code = 5
-
-
 class MissingEnvironmentError(PlanishError):
     """A runtime, emulator, device, disk space or permission that the command needs is missing."""
 

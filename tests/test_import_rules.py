@@ -64,6 +64,9 @@ def test_help_imports_no_torch() -> None:
 def test_the_core_imports_with_torch_alone() -> None:
     """Compression trains on machines that have torch and numpy and nothing else of ours."""
     banned = [
+        "safetensors",
+        "scipy",
+        "flatbuffers",
         "onnx",
         "onnxscript",
         "onnxruntime",

@@ -15,7 +15,7 @@ from reports.console import Console
 @speaking
 def command(console: Console) -> int:
     """Environment, runtimes and emulator; writes nothing. Exit code 6 when something fit needs is missing."""
-    from pipeline.results import environment
+    from pipeline.environment import environment
     from targets.arm.parts import is_ready
 
     found = environment()

@@ -43,7 +43,7 @@ def command(
     from calibration.dataset import open_samples
     from pipeline.compress.analysis import run
     from pipeline.export.child import export
-    from pipeline.model.ingest import ingest
+    from pipeline.model.ingest import ingest, require_one_tensor
     from pipeline.verify.parity import check, require
 
     normalisation: dict[str, Any] = {"mean": mean or None, "std": std or None}
@@ -53,6 +53,7 @@ def command(
             weights=Path(weights) if weights else None,
             example=lambda: next(open_samples(data, **normalisation).take(2).batches(2))[0],
         )
+        require_one_tensor(network, model)
         samples = open_samples(data, input_shape=network.input_shape, limit=64, **normalisation)
         info = samples.validate()
         x = next(samples.batches(64))[0]
@@ -72,10 +73,12 @@ def command(
                     log=output / f"{format}.log",
                     progress=stage.update,
                 )
-                parity = check(artifact, [run(network, [x]).numpy()], x.numpy())
-                if not parity.passed:
+                try:
+                    parity = check(artifact, [run(network, [x]).numpy()], x.numpy())
+                    require(parity, artifact)
+                except BaseException:
                     artifact.path.unlink()  # a file that is there is a file that passed
-                require(parity, artifact)
+                    raise
             worst = max(parity.outputs, key=lambda o: o.relative_rmse)
             rows.append({"artifact": artifact.to_json(output), "parity": parity.to_json()})
             lines.append(

@@ -32,6 +32,12 @@ def recipe_options(command: Any) -> Any:
         click.option(
             "--format", "formats", multiple=True, help="tflite or onnx, repeatable; the first must meet the latency."
         ),
+        click.option(
+            "--output-kind",
+            "output_kind",
+            type=click.Choice(["classes", "values"]),
+            help="What the network gives: class scores (default) or anything else.",
+        ),
         click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC)."),
         click.option("--linearize", type=int, help="Linearise at least so many activations (default: as planned)."),
         click.option("--recover-steps", type=int, help="Optimiser steps of the final recovery (default: 400)."),
@@ -50,10 +56,12 @@ def recipe_fields(options: dict[str, Any]) -> dict[str, Any]:
     fields = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in options.items()
-        if value not in ((), None, False)
+        if value is not None and value is not False and value != ()
     }
     if fields.pop("channels_first", False):
         fields["channels_last"] = False
+    if "output_kind" in fields:
+        fields["output"] = fields.pop("output_kind")
     if fields.pop("no_mixup", False):
         fields["mixup"] = False
     return fields

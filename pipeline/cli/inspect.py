@@ -17,9 +17,19 @@ from reports.console import Console
 @click.argument("model")
 @click.option("--weights", help="State dict to load, .safetensors or .pt.")
 @click.option("--data", help="Samples for the entropy of the activations, and for the input's shape.")
+@click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
+@click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--target", help="Target whose cost table prices the layers.")
 @speaking
-def command(model: str, weights: str | None, data: str | None, target: str | None, console: Console) -> None:
+def command(
+    model: str,
+    weights: str | None,
+    data: str | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    target: str | None,
+    console: Console,
+) -> None:
     """Layers, activations, entropy and predicted cost of MODEL; writes nothing."""
     from calibration.dataset import open_samples
     from calibration.statistics import collect
@@ -29,17 +39,18 @@ def command(model: str, weights: str | None, data: str | None, target: str | Non
     from targets.cost import CostTable
     from targets.profile import load_profile
 
+    normalisation: dict[str, Any] = {"mean": mean or None, "std": std or None}
     costs = CostTable.load(load_profile(target)) if target else None
     with console.stage("reading") as stage:
         stage.update(model)
         network = ingest(
             model,
             weights=Path(weights) if weights else None,
-            example=(lambda: next(open_samples(data).take(2).batches(2))[0]) if data else None,
+            example=(lambda: next(open_samples(data, **normalisation).take(2).batches(2))[0]) if data else None,
         )
         entropy: dict[str, float] = {}
         if data:
-            samples = open_samples(data, input_shape=network.input_shape)
+            samples = open_samples(data, input_shape=network.input_shape, **normalisation)
             found = collect(
                 network.graph, sites(network), samples.take(512).batches(64), channel_dims=channel_dims(network)
             )

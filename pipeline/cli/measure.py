@@ -41,7 +41,6 @@ def command(
         tempfile.TemporaryDirectory(prefix="planish-measure-") as scratch,
         console.stage(f"measuring on {target}") as stage,
     ):
-        sample = next(open_samples(data, mean=mean or None, std=std or None).take(1).batches(1))[0].numpy()
         jobs = []
         for i, artifact in enumerate(artifacts):
             format = artifact.suffix.lstrip(".")
@@ -63,6 +62,11 @@ def command(
                     code="ARTIFACT_UNUSABLE",
                     fix="give a file that `planish export` or `planish fit` wrote",
                 ) from error
+            # Images of a folder are cut to the artifact's size; a last dimension of 1 or 3 is the channels.
+            chw = (shape[3], *shape[1:3]) if len(shape) == 4 and shape[3] in (1, 3) else tuple(shape[1:])
+            wanted = chw if Path(data).is_dir() else None
+            samples = open_samples(data, input_shape=wanted, mean=mean or None, std=std or None)
+            sample = next(samples.take(1).batches(1))[0].numpy()
             last = sample.ndim == 4 and shape != sample.shape and shape == tuple(sample.shape[i] for i in (0, 2, 3, 1))
             inputs = Path(scratch) / f"{i}.npz"
             np.savez(inputs, x=np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) if last else sample)

@@ -6,9 +6,10 @@ import contextlib
 import json
 from datetime import UTC, datetime
 
+from pipeline.environment import environment
 from pipeline.fit import Candidate, fit
 from pipeline.recipe import Recipe
-from pipeline.results import candidate_record, environment, goal_record, run_record, target_record, write
+from pipeline.results import candidate_record, goal_record, run_record, target_record, write
 from pipeline.stages import Stages
 from pipeline.store import RunDirectory
 from reports.console import Console

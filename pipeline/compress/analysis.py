@@ -76,10 +76,10 @@ class Analysis:
     rejected: tuple[tuple[str, str, str], ...]  # kind, site, reason
 
 
-def divergence(reference: Tensor, output: Tensor) -> float:
-    """How far outputs are from the original's: mean KL (nats) of class probabilities for [N, C] logits with C > 1,
+def divergence(reference: Tensor, output: Tensor, classes: bool) -> float:
+    """How far outputs are from the original's: mean KL (nats) of class probabilities for rows of class scores [N, C],
     else the mean squared error relative to the reference's variance."""
-    if reference.ndim == 2 and reference.shape[1] > 1:
+    if classes:
         return (
             F.kl_div(
                 output.double().log_softmax(1),
@@ -98,6 +98,7 @@ def analyse(
     statistics: Statistics,
     samples: Iterable[Tensor],
     costs: CostTable,
+    classes: bool,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Analysis:
     """Measure every option once.
@@ -107,14 +108,19 @@ def analyse(
         statistics: entropies and affine fits of its rectifiers.
         samples: batches [B, ...] float32 of calibration data, a few hundred samples; used for every measurement.
         costs: the target's cost table.
+        classes: the outputs are rows of class scores.
     """
     batches = list(samples)
     reference = run(base, batches)
+
+    def damage_of(network: Network) -> float:
+        return divergence(reference, run(network, batches), classes)
+
     times = milliseconds(base, costs)
     base_ms = sum(times.values())
     rejected: list[tuple[str, str, str]] = []
-    levels = _levels(base, statistics, batches, reference, costs, base_ms, rejected, progress)
-    truncations = _truncations(base, batches, reference, costs, times, rejected, progress)
+    levels = _levels(base, statistics, batches, damage_of, costs, base_ms, rejected, progress)
+    truncations = _truncations(base, batches, damage_of, costs, times, rejected, progress)
     entropy = {site: statistics[site].entropy() for site in statistics}
     return Analysis(base_ms, tuple(levels), truncations, entropy, tuple(rejected))
 
@@ -130,7 +136,7 @@ def _levels(
     base: Network,
     statistics: Statistics,
     batches: Sequence[Tensor],
-    reference: Tensor,
+    damage_of: Callable[[Network], float],
     costs: CostTable,
     base_ms: float,
     rejected: list[tuple[str, str, str]],
@@ -138,9 +144,7 @@ def _levels(
 ) -> list[Level]:
     useful = []
     for segment in segments(base, costs):
-        if any(site not in statistics for site in segment.sites):
-            rejected.append(("merge", segment.layers[0], "a rectifier inside it was not seen on the calibration data"))
-        elif segment.saving_ms <= 0:
+        if segment.saving_ms <= 0:
             rejected.append(
                 (
                     "merge",
@@ -169,7 +173,7 @@ def _levels(
                 chosen,
                 edits,
                 base_ms - saved,
-                divergence(reference, run(edited, batches)) if edits else 0.0,
+                damage_of(edited) if edits else 0.0,
                 statistics[order[k - 1]].entropy() if k else 0.0,
             )
         )
@@ -198,14 +202,14 @@ def _best_disjoint(candidates: Sequence[Segment]) -> tuple[Segment, ...]:
 def _truncations(
     base: Network,
     batches: Sequence[Tensor],
-    reference: Tensor,
+    damage_of: Callable[[Network], float],
     costs: CostTable,
     times: Mapping[str, float],
     rejected: list[tuple[str, str, str]],
     progress: Callable[[str], None],
 ) -> dict[str, tuple[Truncation, ...]]:
-    names = [node.target for node in base.graph.graph.nodes if node.op == "call_module"]
-    layers = [name for name, module in base.layers().items() if truncatable(module) and names.count(name) == 1]
+    editable = base.editable()
+    layers = [name for name, module in base.layers().items() if truncatable(module) and name in editable]
     progress(f"measuring the output covariance of {len(layers)} layers")
     covariances = output_covariance(base.graph, layers, batches)
     maps = {row.name: row.operator for row in operators(base)}
@@ -232,7 +236,7 @@ def _truncations(
         probe = min(ranks, key=lambda r: abs(r - ranks[-1] / 2))
         progress(f"measuring the damage of truncating {layer} to rank {probe}")
         cut = truncate(layer, probe, basis=vectors[:, :probe].clone(), mean=mean)
-        damage = divergence(reference, run(replay(base, [cut]), batches))
+        damage = damage_of(replay(base, [cut]))
         scale = damage / max(dropped[probe], 1e-9)
         found[layer] = tuple(
             Truncation(

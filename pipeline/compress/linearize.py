@@ -23,11 +23,9 @@ RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, n
 
 
 def sites(network: Network) -> list[str]:
-    """Names of the rectifiers that are called once, in execution order."""
-    calls = [node.target for node in network.graph.graph.nodes if node.op == "call_module"]
-    return [
-        name for name, layer in network.layers().items() if isinstance(layer, RECTIFIERS) and calls.count(name) == 1
-    ]
+    """Names of the rectifiers that can be edited, in execution order."""
+    editable = network.editable()
+    return [name for name, layer in network.layers().items() if isinstance(layer, RECTIFIERS) and name in editable]
 
 
 def channel_dims(network: Network) -> dict[str, int]:

@@ -7,8 +7,8 @@ more than their mixtures do. Labels, where there are any, add a cross-entropy te
 statistics are frozen (re-estimated after the edits), the gradient is clipped and the rate is small: the closed
 forms carry most of the load, and large steps destroy what they saved.
 
-Deterministic: the batches are a function of (seed, step), so that a run that was killed and resumed from its checkpoint
-ends in the same bits.
+Deterministic on the CPU: the batches are a function of (seed, step), so that a run that was killed and resumed from its
+checkpoint ends in the same bits.
 
 needs: training. knob: the number of steps.
 """
@@ -42,6 +42,7 @@ class Recovery:
         batch: samples a step.
         rate: peak learning rate of Adam, reached after a twentieth of the steps and then following a cosine to zero.
         label_weight: weight of the cross-entropy on labels beside the distillation loss, where there are labels.
+        classes: the outputs are rows of class scores.
         mixup: blend samples after the first passes; off for inputs of which a blend means nothing.
         clip: largest gradient norm.
         seed: of the order of samples and the mixing.
@@ -51,6 +52,7 @@ class Recovery:
     batch: int = 64
     rate: float = 1e-3
     label_weight: float = 0.1
+    classes: bool = True
     mixup: bool = True
     clip: float = 1.0
     seed: int = 0
@@ -91,8 +93,8 @@ def recover(
         with torch.no_grad():
             target = original(shown)
         answer = graph(shown)
-        loss = _distance(target, answer)
-        if y is not None and settings.label_weight > 0:
+        loss = _distance(target, answer, settings.classes)
+        if y is not None and settings.classes and settings.label_weight > 0:
             own = F.cross_entropy(graph(x) if blended else answer, y)
             loss = (1 - settings.label_weight) * loss + settings.label_weight * own
         for group in optimizer.param_groups:
@@ -128,11 +130,11 @@ def _mixed(x: Tensor, generator: torch.Generator) -> Tensor:
     return share * x + (1 - share) * x[partner]
 
 
-def _distance(target: Tensor, output: Tensor) -> Tensor:
-    """KL of class probabilities for logits [N, C], C > 1, else the squared error relative to the target's variance."""
-    if target.ndim == 2 and target.shape[1] > 1:
+def _distance(target: Tensor, output: Tensor, classes: bool) -> Tensor:
+    """KL of class probabilities for rows of class scores, else the squared error relative to the target's variance."""
+    if classes:
         return F.kl_div(output.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
-    return (output - target).square().mean() / target.var().clamp_min(1e-12)
+    return (output - target).square().mean() / target.var(unbiased=False).clamp_min(1e-12)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -145,7 +147,7 @@ def _schedule(step: int, steps: int) -> float:
 def _resume(checkpoint: Path | None, graph: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     graph.load_state_dict(state["weights"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]

@@ -23,7 +23,7 @@ from pipeline.compress.algebra import (
 )
 from pipeline.compress.linearize import RECTIFIERS
 from pipeline.compress.merge import skip_addition
-from pipeline.model.network import Network
+from pipeline.model.network import Network, probe_shapes
 from pipeline.model.operators import describe, layer_operator, milliseconds, operators
 from targets.cost import CostTable
 
@@ -75,8 +75,13 @@ def segments(network: Network, costs: CostTable) -> list[Segment]:
 
 def _trunks(network: Network) -> list[list[fx.Node]]:
     calls = [node for node in network.graph.graph.nodes if node.op == "call_module"]
-    names = [node.target for node in calls]
-    links = {node for node in calls if names.count(node.target) == 1 and _links(network.layer(node.target))}
+    editable = network.editable()
+    ranks = {name: len(shape) for name, (shape, _) in probe_shapes(network).items()}
+    links = {
+        node
+        for node in calls
+        if node.target in editable and _links(network.layer(node.target), ranks[node.target], _maker(network, node))
+    }
     trunks = []
     for node in calls:
         if node not in links or _continues(node, links):
@@ -88,8 +93,22 @@ def _trunks(network: Network) -> list[list[fx.Node]]:
     return trunks
 
 
-def _links(module: nn.Module) -> bool:
+def _links(module: nn.Module, rank: int, maker: nn.Module | None) -> bool:
+    """Whether a module can be part of a chain; a batch norm only where it scales what its maker gives, channels."""
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        return rank == 2 if isinstance(maker, nn.Linear) else isinstance(maker, nn.Conv2d)
     return is_layer(module) or is_scaling(module) or isinstance(module, RECTIFIERS)
+
+
+def _maker(network: Network, node: fx.Node) -> nn.Module | None:
+    """The layer whose output reaches `node` through norms and rectifiers alone."""
+    source = node.args[0]
+    while source.op == "call_module":
+        module = network.layer(source.target)
+        if is_layer(module):
+            return module
+        source = source.args[0]
+    return None
 
 
 def _continues(node: fx.Node, links: set[fx.Node]) -> bool:

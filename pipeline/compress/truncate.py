@@ -83,7 +83,7 @@ def _apply(network: Network, edit: Edit) -> Network:
     node = next(n for n in graph.graph.nodes if n.op == "call_module" and n.target == edit.site)
     source = node.args[0]
     for suffix, part in (("reduce", reduce), ("expand", expand)):
-        name = f"{edit.site}_{suffix}"
+        name = _free_name(graph, f"{edit.site}_{suffix}")
         module = part.module()
         if suffix == "reduce":
             module.bias = None  # zero by construction: the expansion's bias says it all
@@ -93,6 +93,14 @@ def _apply(network: Network, edit: Edit) -> Network:
     node.replace_all_uses_with(source)
     graph.graph.erase_node(node)
     return network.edited(graph, edit)
+
+
+def _free_name(root: nn.Module, wanted: str) -> str:
+    """`wanted`, with underscores behind it where the user has a layer of that name."""
+    names = {name for name, _ in root.named_modules()}
+    while wanted in names:
+        wanted += "_"
+    return wanted
 
 
 def _add_beside(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -68,12 +68,14 @@ def ingest(source: str, *, weights: Path | None = None, example: Callable[[], Te
         load_weights(model, weights)
     if own_example is None and example is not None:
         own_example = example()
-    if own_example is None:
+    if isinstance(own_example, tuple) and len(own_example) == 1:
+        own_example = own_example[0]
+    if not isinstance(own_example, Tensor):
         raise UsageError(
             "the input shape of the model is not known",
             where=source,
             code="MODEL_EXAMPLE",
-            why="neither data nor an example input was given",
+            why="neither data nor one example input tensor was given",
             fix="give --data, or let the callable return (model, example_input)",
         )
     return from_program(export_program(model.eval(), (two_samples(own_example),), source), None)
@@ -85,8 +87,56 @@ def from_program(program: torch.export.ExportedProgram, weights: Path | None = N
         module = program.module(check_guards=False)
         load_weights(module, weights)
         program = export_program(module, _example_of(program))
+    example = _example_of(program)
+    _require_dynamic_batch(program)
     graph, sources = lift(program)
-    return Network(graph, _example_of(program), (), sources)
+    network = Network(graph, example, (), sources)
+    _require_same(program, network)
+    return network
+
+
+def require_one_tensor(network: Network, source: str) -> None:
+    """Raise UsageError MODEL_SIGNATURE unless the network maps one tensor to one tensor."""
+    with torch.no_grad():
+        output = network(*network.example)
+    if len(network.example) != 1 or not isinstance(output, Tensor):
+        raise UsageError(
+            "planish fits networks of one input tensor and one output tensor",
+            where=source,
+            why=f"this one takes {len(network.example)} inputs and returns {type(output).__name__}",
+            fix="wrap it in a module whose forward takes one tensor and returns one",
+            code="MODEL_SIGNATURE",
+        )
+
+
+def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", ())
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs and len(shape):
+            if isinstance(shape[0], int):
+                raise UsageError(
+                    "the network is fixed to one batch size",
+                    where=f"its input '{node.name}'",
+                    why=f"the first dimension is always {shape[0]}",
+                    fix="use x.shape[0] or -1 where the batch size stands in forward; save a .pt2 with "
+                    "dynamic_shapes=({0: torch.export.Dim.AUTO},)",
+                    code="MODEL_BATCH",
+                )
+
+
+def _require_same(program: torch.export.ExportedProgram, network: Network) -> None:
+    """Lifting must not change what the network computes; this catches what it does not understand."""
+    with torch.no_grad():
+        expected = torch.utils._pytree.tree_leaves(program.module(check_guards=False)(*network.example))
+        found = torch.utils._pytree.tree_leaves(network(*network.example))
+    if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(expected, found, strict=True)):
+        raise UsageError(
+            "the network could not be read faithfully",
+            where="its exported program",
+            why="rebuilt from layers it gives other outputs",
+            fix="rewrite in-place operations on views in forward, and report this network",
+            code="MODEL_LIFT",
+        )
 
 
 def _missing(path: str) -> UsageError:
@@ -214,7 +264,7 @@ def export_program(
             why="this line decides in Python by a value the network computed; an exported network has no Python"
             if data_dependent
             else (text.splitlines() or [type(error).__name__])[0],
-            fix="replace the branch by torch.where or torch.cond, or move it out of forward"
+            fix="replace the branch by torch.where, or move it out of forward"
             if data_dependent
             else "make `torch.export.export(model, example)` pass; the line above is where it stopped",
         ) from error

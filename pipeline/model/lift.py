@@ -27,7 +27,7 @@ def lift(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, dict[st
     module = program.module(check_guards=False)
     graph = module.graph
     taken: set[str] = set()
-    owners: dict[tuple[str, ...], str] = {}
+    owners: dict[tuple[object, ...], str] = {}
     sources: dict[str, str] = {}
     # A fresh root: exported containers carry guards and parameters of modules the forward never uses.
     root = nn.Module()
@@ -39,19 +39,20 @@ def lift(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, dict[st
             graph.erase_node(node)
             continue
         lifter = _LIFTERS.get(node.target)
-        built = lifter(module, node) if lifter else None
+        built = lifter(module, node) if lifter and not _changes_what_others_read(node) else None
         if built is None:
             continue
         layer, weights = built
-        if weights in owners:
-            name = owners[weights]
+        # One layer serves several calls only if they agree in stride and the like, not just in weights.
+        call_of = (node.target, weights, repr([a for a in node.args if not isinstance(a, fx.Node)]))
+        if weights and call_of in owners:
+            name = owners[call_of]
         else:
-            wanted = weights[0].rpartition(".")[0] if weights else _module_path(node)
+            wanted = _owner(weights[0]) if weights else _module_path(node)
             name = _free_name(wanted or str(node.target).split(".")[1].rstrip("_"), taken)
             _set_submodule(root, name, layer)
             taken.add(name)
-            if weights:
-                owners[weights] = name
+            owners[call_of] = name
         sources.setdefault(name, _source(node))
         with graph.inserting_before(node):
             call = graph.create_node("call_module", name, (node.args[0],))
@@ -141,7 +142,7 @@ def _batch_norm(module: nn.Module, node: fx.Node) -> Built:
     names, values = _weights(module, node, 1, 2, 3, 4)
     rank = len(node.args[0].meta["val"].shape)
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(rank)
-    if not names or kind is None or any(value is None for value in values[2:]):
+    if not names or kind is None or any(value is None for value in values[2:]) or _at(node, 5, False):
         return None
     layer = kind(values[2].shape[0], eps=_at(node, 7, 1e-5), momentum=_at(node, 6, 0.1), affine=values[0] is not None)
     return _fill(layer, weight=values[0], bias=values[1], running_mean=values[2], running_var=values[3]), names
@@ -239,13 +240,30 @@ def _copy_attribute(module: nn.Module, root: nn.Module, path: str) -> None:
         root.register_buffer(leaf, value.detach().clone())
 
 
+def _changes_what_others_read(node: fx.Node) -> bool:
+    """An in-place operator whose input, or what that is a view of, is read again: it must stay as it is."""
+    if not str(node.target).split(".")[1].endswith("_"):
+        return False
+    source = node.args[0]
+    is_view = isinstance(source.target, torch._ops.OpOverload) and any(
+        value.alias_info is not None and not value.alias_info.is_write for value in source.target._schema.returns
+    )
+    return is_view or not node.users or len(source.users) > 1
+
+
+def _owner(weight: str) -> str:
+    """Name of the layer that a weight belongs to: its module, with the rest of an unusual name (`attn.in_proj`)."""
+    module, _, leaf = weight.rpartition(".")
+    return module if leaf == "weight" and module else f"{module}.{leaf.removesuffix('_weight')}".lstrip(".")
+
+
 def _free_name(wanted: str, taken: set[str]) -> str:
-    if wanted not in taken:
-        return wanted
-    n = 1
-    while f"{wanted}_{n}" in taken:
-        n += 1
-    return f"{wanted}_{n}"
+    """`wanted`, or with the first free number behind it; a name that other layers stand under is not free."""
+
+    def free(name: str) -> bool:
+        return name not in taken and not any(other.startswith(f"{name}.") for other in taken)
+
+    return next(name for name in (wanted, *(f"{wanted}_{n}" for n in range(1, len(taken) + 2))) if free(name))
 
 
 def _module_path(node: fx.Node) -> str:

@@ -82,6 +82,13 @@ class Network:
             raise KeyError(f"layer '{name}' is called {len(calls)} times, not once")
         return calls[0]
 
+    def editable(self) -> set[str]:
+        """Names of the layers that are called once and whose weights nothing else in the graph reads."""
+        nodes = list(self.graph.graph.nodes)
+        calls = [node.target for node in nodes if node.op == "call_module"]
+        read = {node.target.rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+        return {name for name in calls if calls.count(name) == 1 and name not in read}
+
     def layers(self) -> dict[str, nn.Module]:
         """Layers in execution order, by name."""
         called = (node.target for node in self.graph.graph.nodes if node.op == "call_module")

@@ -1,7 +1,8 @@
 """What a network costs to run: its operators as values that a target's cost table can price.
 
-Batch norms and linearised activations fold into the layer before them, and rectifiers that a runtime fuses (ReLU,
-ReLU6) cost nothing; everything priced here survives conversion as an operator of its own.
+Batch norms and linearised activations behind a layer fold into it, and rectifiers that a runtime fuses (ReLU, ReLU6)
+cost nothing; everything priced here survives conversion as an operator of its own. Matrix products, softmax and
+shuffling of data have no price in the cost table and are left out.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def operators(network: Network) -> list[Priced]:
         source = next((a for a in node.all_input_nodes if a in shapes), None)
         if node.op == "call_module":
             module = network.layer(node.target)
-            if source is not None and not isinstance(module, (*FUSED, *FOLDED)):
+            folds = isinstance(module, FOLDED) and source is not None and _is_layer_call(network, source)
+            if source is not None and not isinstance(module, FUSED) and not folds:
                 priced.append(_layer(node.target, module, shapes[source], shapes[node]))
         elif node.op == "call_function" and source is not None:
             if node.target in ELEMENTWISE:
@@ -70,9 +72,19 @@ def operators(network: Network) -> list[Priced]:
     return priced
 
 
+def _is_layer_call(network: Network, node: fx.Node) -> bool:
+    """A convolution or linear layer, or a norm that folds into one."""
+    while node.op == "call_module" and isinstance(network.layer(node.target), FOLDED + FUSED):
+        node = node.args[0]
+    return node.op == "call_module" and isinstance(network.layer(node.target), (nn.Conv2d, nn.Linear))
+
+
 def milliseconds(network: Network, costs: CostTable) -> dict[str, float]:
     """Predicted milliseconds of every operator, by name; a prediction, for choosing where to probe."""
-    return {row.name: costs.milliseconds(row.operator) for row in operators(network)}
+    times: dict[str, float] = {}
+    for row in operators(network):
+        times[row.name] = times.get(row.name, 0.0) + costs.milliseconds(row.operator)
+    return times
 
 
 def layer_operator(module: nn.Module, in_size: tuple[int, int], out_size: tuple[int, int]) -> Operator:
@@ -162,6 +174,6 @@ class _Shapes(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
-        if isinstance(value, Tensor) and n.op in ("placeholder", "call_module", "call_function"):
+        if isinstance(value, Tensor) and n.op != "output":
             self.shapes[n] = tuple(value.shape)
         return value

@@ -60,6 +60,11 @@ def emulator() -> Emulator:
     return Emulator(sysroot, tools, plugin, part(home, "pycache", [sysroot.name, tools.name]))
 
 
+def emulator_parts() -> list[str]:
+    """Names of the parts; each says by a hash what it is made of."""
+    return [part.name for part in vars(emulator()).values()]
+
+
 def is_ready() -> bool:
     """Whether every part is in place, in the versions this planish wants."""
     return all(part.exists() for part in vars(emulator()).values())

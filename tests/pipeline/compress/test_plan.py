@@ -47,7 +47,7 @@ def base(x):
 @pytest.fixture(scope="module")
 def analysis(base, x, costs):
     statistics = collect(base.graph, sites(base), [x], channel_dims=channel_dims(base))
-    return analyse(base, statistics, [x], costs)
+    return analyse(base, statistics, [x], costs, classes=True)
 
 
 def test_macs_of_mobilenet_v2_are_the_published_three_hundred_million() -> None:
@@ -128,10 +128,10 @@ def test_the_knapsack_equals_brute_force(rows, needed) -> None:
 
 def test_divergence_is_zero_for_equal_outputs_and_grows() -> None:
     reference = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
-    assert divergence(reference, reference) == pytest.approx(0, abs=1e-12)
-    assert 0 < divergence(reference, reference * 1.1) < divergence(reference, reference * 2)
+    assert divergence(reference, reference, True) == pytest.approx(0, abs=1e-12)
+    assert 0 < divergence(reference, reference * 1.1, True) < divergence(reference, reference * 2, True)
     maps = torch.randn(4, 3, 5, 5)
-    assert divergence(maps, maps) == 0 and divergence(maps, maps + 1) > 0
+    assert divergence(maps, maps, False) == 0 and divergence(maps, maps + 1, False) > 0
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_recovery_brings_the_outputs_back(base, analysis, samples, x) -> None:
         progress=lambda step, loss: losses.append(loss),
     )
     reference = run(base, [x])
-    assert divergence(reference, run(recovered, [x])) < 0.7 * divergence(reference, run(compressed, [x]))
+    assert divergence(reference, run(recovered, [x]), True) < 0.7 * divergence(reference, run(compressed, [x]), True)
     assert len(losses) == 60
     assert recover(compressed, base, samples, Recovery(steps=0)) is compressed
 
@@ -181,5 +181,5 @@ def test_analysis_leaves_the_network_as_it_was(base, x, costs) -> None:
     """The original is the teacher later on: planning must not touch its weights or norm statistics."""
     before = base.fingerprint()
     statistics = collect(base.graph, sites(base), [x], channel_dims=channel_dims(base))
-    analyse(base, statistics, [x], costs)
+    analyse(base, statistics, [x], costs, classes=True)
     assert base.fingerprint() == before
