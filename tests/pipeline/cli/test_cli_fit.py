@@ -206,7 +206,7 @@ def test_a_fit_on_this_machine_is_timed_by_the_clock(in_user_folder: Path, tmp_p
         assert (measured.format, measured.runner, measured.confidence_percent) == ("onnx", "host", 95.0)
         assert measured.n >= 30 and 0 < measured.low_ms <= measured.median_ms <= measured.high_ms
         assert measured.low_ms < measured.high_ms and measured.median_ms <= measured.p90_ms
-        table = list(csv.DictReader(next(run.glob(f"candidates/{probe.index:02d}/host-onnx/samples.csv")).open()))
+        table = list(csv.DictReader(next(run.glob(f"candidates/{probe.index:02d}/host-onnx-5s/samples.csv")).open()))
         assert len(table) == measured.n
         assert np.median([float(row["ms"]) for row in table]) == pytest.approx(measured.median_ms, rel=1e-3)
 
