@@ -10,12 +10,14 @@ the samples were batched only in the last digits.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
 
-class Moments:
+class Moments(ABC):
     """Count, mean and sum of centred products so far. Subclasses say which products they keep.
 
     Before the first `add`, mean and products are the number 0.
@@ -38,9 +40,9 @@ class Moments:
         self.mean = self.mean + delta * (count / joint)
         self.count = joint
 
+    @abstractmethod
     def _outer(self, delta: Tensor) -> Tensor:
         """The kept products of a vector with itself."""
-        raise NotImplementedError
 
 
 class ChannelMoments(Moments):
