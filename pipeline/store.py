@@ -115,9 +115,6 @@ class RunDirectory:
         self.event("stage", stage=name, cached=False, seconds=seconds)
         return json.loads(json.dumps(result))
 
-    def has(self, name: str) -> bool:
-        return _held(self.root / name) is not None
-
     def seconds(self, name: str) -> float:
         """Wall-clock seconds the stage took when it was made."""
         held = _held(self.root / name)

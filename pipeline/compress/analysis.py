@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from calibration.batchnorm import reestimate
 from calibration.statistics import Statistics, output_covariance
 from pipeline.compress.algebra import shape_of
+from pipeline.compress.distance import distance
 from pipeline.compress.linearize import channel_dims, linearize
 from pipeline.compress.merge import merge
 from pipeline.compress.segments import Segment, segments
@@ -39,14 +39,12 @@ class Level:
         edits: the same as edits of the base.
         predicted_ms: cost table's time of the whole network at this level.
         damage: measured output divergence, all edits together, norms re-estimated, no recovery.
-        entropy_bits: entropy of the last site admitted; 0 when none is.
     """
 
     segments: tuple[Segment, ...]
     edits: tuple[Edit, ...]
     predicted_ms: float
     damage: float
-    entropy_bits: float
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -72,25 +70,12 @@ class Analysis:
     base_ms: float
     levels: tuple[Level, ...]
     truncations: Mapping[str, tuple[Truncation, ...]]
-    site_entropy: Mapping[str, float]
     rejected: tuple[tuple[str, str, str], ...]  # kind, site, reason
 
 
 def divergence(reference: Tensor, output: Tensor, classes: bool) -> float:
-    """How far outputs are from the original's: mean KL (nats) of class probabilities for rows of class scores [N, C],
-    else the mean squared error relative to the reference's variance."""
-    if classes:
-        return (
-            F.kl_div(
-                output.double().log_softmax(1),
-                reference.double().log_softmax(1),
-                reduction="batchmean",
-                log_target=True,
-            )
-            .clamp_min(0)
-            .item()
-        )
-    return ((output - reference).double().square().mean() / reference.double().var().clamp_min(1e-12)).item()
+    """`distance` as a number, summed in float64; rounding below zero is zero."""
+    return max(distance(reference.double(), output.double(), classes).item(), 0.0)
 
 
 def analyse(
@@ -121,8 +106,7 @@ def analyse(
     rejected: list[tuple[str, str, str]] = []
     levels = _levels(base, statistics, batches, damage_of, costs, base_ms, rejected, progress)
     truncations = _truncations(base, batches, damage_of, costs, times, rejected, progress)
-    entropy = {site: statistics[site].entropy() for site in statistics}
-    return Analysis(base_ms, tuple(levels), truncations, entropy, tuple(rejected))
+    return Analysis(base_ms, tuple(levels), truncations, tuple(rejected))
 
 
 def run(network: Network, batches: Sequence[Tensor]) -> Tensor:
@@ -168,15 +152,7 @@ def _levels(
         edited = replay(base, edits)
         reestimate(edited.graph, batches)
         saved = sum(segment.saving_ms for segment in chosen)
-        levels.append(
-            Level(
-                chosen,
-                edits,
-                base_ms - saved,
-                damage_of(edited) if edits else 0.0,
-                statistics[order[k - 1]].entropy() if k else 0.0,
-            )
-        )
+        levels.append(Level(chosen, edits, base_ms - saved, damage_of(edited) if edits else 0.0))
     return levels
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibration.dataset import Samples
+from pipeline.compress.distance import distance
 from pipeline.model.network import Network
 
 CHECKPOINT_SECONDS = 20.0
@@ -93,7 +94,7 @@ def recover(
         with torch.no_grad():
             target = original(shown)
         answer = graph(shown)
-        loss = _distance(target, answer, settings.classes)
+        loss = distance(target, answer, settings.classes)
         if y is not None and settings.classes and settings.label_weight > 0:
             own = F.cross_entropy(graph(x) if blended else answer, y)
             loss = (1 - settings.label_weight) * loss + settings.label_weight * own
@@ -128,13 +129,6 @@ def _mixed(x: Tensor, generator: torch.Generator) -> Tensor:
     share = torch.rand((len(x),) + (1,) * (x.ndim - 1), generator=generator).to(x.device)
     partner = torch.randperm(len(x), generator=generator).to(x.device)
     return share * x + (1 - share) * x[partner]
-
-
-def _distance(target: Tensor, output: Tensor, classes: bool) -> Tensor:
-    """KL of class probabilities for rows of class scores, else the squared error relative to the target's variance."""
-    if classes:
-        return F.kl_div(output.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
-    return (output - target).square().mean() / target.var(unbiased=False).clamp_min(1e-12)
 
 
 def _schedule(step: int, steps: int) -> float:
