@@ -103,7 +103,7 @@ def target_record(profile: Profile) -> TargetRecord:
         name=profile.name,
         title=profile.title,
         core=core.name if core else platform.machine(),
-        clock_ghz=core.clock_ghz if core else None,
+        clock_ghz=profile.clock_ghz,
         kind=profile.kind,
         profile_version=profile.version,
     )

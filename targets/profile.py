@@ -1,56 +1,91 @@
-"""Typed loader of `profiles/*.toml`: what a target is, with the source of every number.
-
-A profile is strict: an unknown key, a missing key, a wrong type or a number without a source is an error, because a
-latency is only as good as the facts it stands on.
-"""
+"""Typed loader of `profiles/*.toml`: what a target is, with the source of every number."""
 
 from __future__ import annotations
 
 import hashlib
-import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
+from targets.core import Core, load_core
 from targets.errors import UsageError, nearest
+from targets.facts import FactFile, between, invalid
 
 PROFILES = Path(__file__).parent / "profiles"
+LINE_BYTES = 64
 Kind = Literal["host", "emulator"]
 
 
 @dataclass(frozen=True)
-class Core:
-    """One CPU core, as the runtime sees it and as the timing model needs it."""
+class L1Cache:
+    """First-level data cache of one core; its latency is part of the core's scheduling model."""
 
-    name: str  # "Cortex-A76"
-    midr_part: int  # the part number of the core's MIDR_EL1, e.g. 0xd0b
-    clock_ghz: float
-    mca_cpu: str  # LLVM scheduling model that fits the core, not always the model of the same name
-    qemu_cpu: str  # decides the hardware capabilities the runtime is told of
-    features: tuple[str, ...]  # the "Features" line of /proc/cpuinfo
+    kib: int = between(4, 512)
+    ways: int = between(1, 32)
+
+
+@dataclass(frozen=True)
+class L2Cache:
+    """Second-level cache: of one core, or shared by the cores of the cluster."""
+
+    kib: int = between(32, 32768)
+    ways: int = between(1, 32)
+    latency_ns: float = between(0.5, 100, "ns")  # of a load that hits here
+    shared: bool
+
+
+@dataclass(frozen=True)
+class L3Cache:
+    """Last-level cache, shared by all cores."""
+
+    kib: int = between(128, 65536)
+    ways: int = between(1, 32)
+    latency_ns: float = between(1, 200, "ns")
+
+
+@dataclass(frozen=True)
+class Dram:
+    """Main memory."""
+
+    latency_ns: float = between(20, 500, "ns")  # of a random load
+    bandwidth_gb_s: float = between(0.5, 500, "GB/s")  # practical, reads and writes together
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A target: one core of one device, or this machine."""
+    """A target: the cores of one cluster of one device, or this machine.
+
+    A host target is measured by the clock: `core` and everything about caches and memory is None.
+    """
 
     name: str
     title: str
     kind: Kind
     device: str
     soc: str
-    core: Core | None  # None for the host, which is measured by the clock
-    version: str  # first 12 hex digits of the SHA-256 of the TOML text
-    sources: dict[str, str]  # field -> where the value comes from
     notes: str
+    core: Core | None
+    clock_ghz: float | None = between(0.1, 6, "GHz")  # highest sustained of the cluster
+    cores: int | None = between(1, 16)  # in the cluster: the most threads
+    l1d: L1Cache | None
+    l2: L2Cache | None
+    l3: L3Cache | None  # not every chip has one
+    dram: Dram | None
+    version: str  # first 12 hex digits of the SHA-256 of the TOML text and of its core's
+    sources: dict[str, str]  # field -> where the value comes from
+    unknown: dict[str, str]  # field -> why it is unknown, and what stands in
+
+
+PROSE = ("title", "kind", "device", "soc", "notes")
+HARDWARE = ("core", "clock_ghz", "cores", "l1d", "l2", "dram")
 
 
 def load_profile(name: str) -> Profile:
     """The profile called `name`.
 
     Raises:
-        UsageError: `TARGET_UNKNOWN`, or `PROFILE_INVALID` for a file that breaks the rules above.
+        UsageError: `TARGET_UNKNOWN`, or `PROFILE_INVALID` for a file that breaks the rules of `targets.facts`.
     """
     names = [path.stem for path in sorted(PROFILES.glob("*.toml"))]
     if name not in names:
@@ -71,62 +106,48 @@ def list_profiles() -> list[Profile]:
 
 @cache
 def read_profile(path: Path) -> Profile:
-    """Parse and check one TOML file; the profile's name is the file's."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _invalid(path, str(error)) from error
-    sources = table.pop("sources", {})
-    core_table = table.pop("core", None)
-    if not isinstance(sources, dict) or not all(isinstance(source, str) for source in sources.values()):
-        raise _invalid(path, "[sources] is a table of strings")
-    _check(path, table, {"title": str, "kind": str, "device": str, "soc": str, "notes": str}, "")
-    if table["kind"] not in get_args(Kind):
-        raise _invalid(path, f"kind is one of {', '.join(get_args(Kind))}, not '{table['kind']}'")
-    if (table["kind"] == "emulator") != (core_table is not None):
-        raise _invalid(path, "an emulator target has a [core] table and a host target has none")
-    core = _read_core(path, core_table, sources) if core_table is not None else None
+    """Parse and check one TOML file; the profile's name is the file's.
+
+    Raises:
+        UsageError: `PROFILE_INVALID`.
+    """
+    file = FactFile.open(path)
+    core_name = file.facts.pop("core", None)
+    facts = file.read(Profile, without=("name", "core", "version", "sources", "unknown"))
+    facts["core"] = core_name
+    _check_hardware(path, facts)
+    file.require_sources(facts, prose=PROSE)
+    core = load_core(core_name, asked_by=path) if core_name is not None else None
+    digest = hashlib.sha256((file.text + (core.version_text if core else "")).encode())
     return Profile(
-        name=path.stem, core=core, sources=sources, version=hashlib.sha256(text.encode()).hexdigest()[:12], **table
+        **facts | {"core": core},
+        name=path.stem,
+        version=digest.hexdigest()[:12],
+        sources=file.sources,
+        unknown=file.unknown,
     )
 
 
-def _read_core(path: Path, table: Any, sources: dict[str, str]) -> Core:
-    hints = get_type_hints(Core)
-    _check(
-        path,
-        table,
-        {field.name: list if field.name == "features" else hints[field.name] for field in fields(Core)},
-        "core.",
-    )
-    if not all(isinstance(feature, str) for feature in table["features"]):
-        raise _invalid(path, "core.features is a list of strings")
-    if unsourced := [f"core.{field.name}" for field in fields(Core) if f"core.{field.name}" not in sources]:
-        raise _invalid(path, f"no source is given for {', '.join(unsourced)}")
-    if not 0 < table["midr_part"] < 0x1000 or not 0 < table["clock_ghz"] < 10:
-        raise _invalid(path, "core.midr_part is a 12-bit part number and core.clock_ghz is in gigahertz")
-    return Core(**{**table, "features": tuple(table["features"])})
-
-
-def _check(path: Path, table: Any, wanted: dict[str, type], prefix: str) -> None:
-    """Every wanted key is there with exactly its type, and no other key is."""
-    if not isinstance(table, dict):
-        raise _invalid(path, f"[{prefix.rstrip('.')}] is a table")
-    if missing := sorted(wanted.keys() - table.keys()):
-        raise _invalid(path, f"missing: {', '.join(prefix + key for key in missing)}")
-    if unknown := sorted(table.keys() - wanted.keys()):
-        raise _invalid(path, f"unknown: {', '.join(prefix + key for key in unknown)}")
-    for key, kind in wanted.items():
-        if type(table[key]) is not kind:
-            raise _invalid(path, f"{prefix}{key} is {type(table[key]).__name__}, expected {kind.__name__}")
-
-
-def _invalid(path: Path, why: str) -> UsageError:
-    return UsageError(
-        f"the target profile '{path.stem}' cannot be used",
-        where=str(path),
-        why=why,
-        fix="correct the TOML file; targets/profiles/pixel-4-cpu.toml is an example",
-        code="PROFILE_INVALID",
-    )
+def _check_hardware(path: Path, facts: dict[str, Any]) -> None:
+    """An emulated target has hardware, a host target has none; caches grow and slow down level by level."""
+    emulated = facts["kind"] == "emulator"
+    wrong = [name for name in HARDWARE if (facts[name] is not None) != emulated]
+    if emulated and wrong:
+        raise invalid(path, f"missing: {', '.join(wrong)}")
+    if wrong or (facts["l3"] and not emulated):
+        raise invalid(path, f"a host target is measured by the clock and has no {', '.join(wrong or ['l3'])}")
+    if not emulated:
+        return
+    if type(facts["core"]) is not str:
+        raise invalid(path, f"core is the name of a file of cores/, a string, not {facts['core']!r}")
+    levels = {name: facts[name] for name in ("l1d", "l2", "l3") if facts[name]}
+    for name, level in levels.items():
+        if level.kib * 1024 % (level.ways * LINE_BYTES):
+            raise invalid(path, f"{name}.kib: {level.kib} KiB cannot be split into {level.ways} ways of 64-byte lines")
+    for (inner, first), (outer, second) in zip(levels.items(), list(levels.items())[1:]):
+        if second.kib <= first.kib:
+            raise invalid(path, f"{outer}.kib is {second.kib}, not above {inner}.kib, {first.kib}")
+    timed = [(name, level.latency_ns) for name, level in [*levels.items(), ("dram", facts["dram"])] if name != "l1d"]
+    for (inner, first), (outer, second) in zip(timed, timed[1:]):
+        if second <= first:
+            raise invalid(path, f"{outer}.latency_ns is {second:g}, not above {inner}.latency_ns, {first:g}")

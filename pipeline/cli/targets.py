@@ -24,7 +24,7 @@ def list_targets(console: Console) -> None:
     table = Table("target", "device", "core", "measured by", box=None, pad_edge=False)
     profiles = list_profiles()
     for profile in profiles:
-        core = f"{profile.core.name} @ {profile.core.clock_ghz:g} GHz" if profile.core else ""
+        core = f"{profile.core.name} @ {profile.clock_ghz:g} GHz" if profile.core else ""
         table.add_row(profile.name, profile.title, core, "wall clock" if profile.kind == "host" else "ARM64 emulator")
     console.result([table], targets=[profile.name for profile in profiles])
 
@@ -39,7 +39,7 @@ def show(target: str, console: Console) -> None:
     if profile.core:
         facts |= {
             "core": profile.core.name,
-            "clock": f"{profile.core.clock_ghz:g} GHz",
+            "clock": f"{profile.clock_ghz:g} GHz",
             "MIDR part": hex(profile.core.midr_part),
             "scheduling model": profile.core.mca_cpu,
             "features": " ".join(profile.core.features),

@@ -57,14 +57,14 @@ def time_artifacts(
         mine = timed[index * phases : (index + 1) * phases]
         timings.append(
             Timing(
-                samples_ms=tuple(phase.cycles / (profile.core.clock_ghz * 1e6) for phase in mine),
+                samples_ms=tuple(phase.cycles / (profile.clock_ghz * 1e6) for phase in mine),
                 runtime=runtime_version(format),
                 instructions=statistics.median_low(phase.instructions for phase in mine),
                 cycles=statistics.median_low(phase.cycles for phase in mine),
                 state={
                     **emulator.versions,
                     "core_model": profile.core.mca_cpu,
-                    "clock_ghz": profile.core.clock_ghz,
+                    "clock_ghz": profile.clock_ghz,
                     "threads": 1,
                     "unmodelled_share": max(phase.unmodelled_share for phase in mine),
                     "not_modelled": "memory beyond the first cache, branch misprediction, throttling",

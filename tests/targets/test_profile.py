@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from targets import core
+from targets.core import CORES, read_core
 from targets.errors import UsageError
-from targets.profile import PROFILES, Core, list_profiles, load_profile, read_profile
+from targets.facts import leaves
+from targets.profile import PROFILES, PROSE, load_profile, read_profile
 
-GOOD = (PROFILES / "pixel-4-cpu.toml").read_text(encoding="utf-8")
+PIXEL = (PROFILES / "pixel-4-cpu.toml").read_text(encoding="utf-8")
+A76 = (CORES / "cortex-a76.toml").read_text(encoding="utf-8")
+FILES = sorted([*PROFILES.glob("*.toml"), *CORES.glob("*.toml")])
 
 
-def write(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "phone.toml"
+def write(directory: Path, text: str, name: str = "phone.toml") -> Path:
+    directory.mkdir(exist_ok=True)
+    path = directory / name
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def test_every_shipped_profile_is_valid_and_every_number_of_a_core_has_a_source():
-    profiles = {profile.name: profile for profile in list_profiles()}
-    assert {"host", "pixel-4-cpu", "pixel-3a-cpu", "raspberry-pi-4"} <= profiles.keys()
-    for profile in profiles.values():
-        assert profile == load_profile(profile.name)
-        assert (profile.core is None) == (profile.kind == "host")
-        if profile.core:
-            assert {f"core.{field.name}" for field in fields(Core)} <= profile.sources.keys()
+def read(path: Path):
+    return read_core(path) if path.parent.name == "cores" else read_profile(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_shipped_file_is_valid_and_every_fact_has_a_source(path):
+    facts = read(path)
+    if path.parent.name == "cores":
+        assert "name" in facts.sources and "prefetch.lines" in facts.sources
+        return
+    assert facts == load_profile(path.stem)
+    if facts.kind == "host":
+        assert facts.core is None and facts.dram is None and not facts.sources
+    else:
+        hardware = {name: getattr(facts, name) for name in ("core", "clock_ghz", "cores", "l1d", "l2", "l3", "dram")}
+        hardware["core"] = facts.core.name
+        assert set(leaves(hardware)) <= facts.sources.keys()
+        assert facts.unknown.keys() <= facts.sources.keys(), "an unknown fact's source says what rule gave it"
 
 
 def test_the_facts_of_the_pixel_4():
     profile = load_profile("pixel-4-cpu")
-    assert profile.soc == "Snapdragon 855"
-    assert (profile.core.name, profile.core.midr_part, profile.core.clock_ghz) == ("Cortex-A76", 0xD0B, 2.84)
-    assert profile.core.mca_cpu == "neoverse-n1"
+    assert (profile.soc, profile.clock_ghz, profile.cores) == ("Snapdragon 855", 2.84, 1)
+    assert (profile.core.name, profile.core.midr_part, profile.core.mca_cpu) == ("Cortex-A76", 0xD0B, "neoverse-n1")
+    assert (profile.l1d.kib, profile.l2.kib, profile.l3.kib) == (64, 512, 2048)
     assert len(profile.version) == 12 and int(profile.version, 16) >= 0
 
 
-def test_the_version_is_of_the_text(tmp_path):
-    assert read_profile(write(tmp_path, GOOD)).version == load_profile("pixel-4-cpu").version
-    (tmp_path / "other").mkdir()
-    assert read_profile(write(tmp_path / "other", GOOD + "# note\n")).version != load_profile("pixel-4-cpu").version
+def test_the_version_is_of_the_text_and_of_the_core(tmp_path, monkeypatch):
+    version = load_profile("pixel-4-cpu").version
+    assert read_profile(write(tmp_path / "same", PIXEL)).version == version
+    assert read_profile(write(tmp_path / "noted", PIXEL + "# note\n")).version != version
+    monkeypatch.setattr(core, "CORES", tmp_path / "cores")
+    write(tmp_path / "cores", A76 + "# note\n", "cortex-a76.toml")
+    assert read_profile(write(tmp_path / "other", PIXEL)).version != version
 
 
 def test_an_unknown_target_names_the_nearest_and_the_list():
@@ -54,21 +75,69 @@ def test_an_unknown_target_names_the_nearest_and_the_list():
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ('kind = "emulator"', 'kind = "gpu"', "kind is one of"),
-        ('kind = "emulator"', 'kind = "host"', "a host target has none"),
+        ('kind = "emulator"', 'kind = "gpu"', "kind is one of host, emulator, not 'gpu'"),
+        ('kind = "emulator"', 'kind = "host"', "a host target is measured by the clock and has no core"),
         ('soc = "Snapdragon 855"', "", "missing: soc"),
         ('soc = "Snapdragon 855"', 'soc = "Snapdragon 855"\nram = 6', "unknown: ram"),
-        ("clock_ghz = 2.84", 'clock_ghz = "2.84"', "core.clock_ghz is str, expected float"),
-        ("clock_ghz = 2.84", "clock_ghz = 2840.0", "gigahertz"),
-        ("midr_part = 0xd0b", "midr_part = true", "core.midr_part is bool, expected int"),
-        ('features = ["fp",', "features = [1,", "list of strings"),
-        ('"core.clock_ghz" =', '"core.clock" =', "no source is given for core.clock_ghz"),
-        ("[core]", "[core", "Expected ']'"),
+        ('core = "cortex-a76"', 'core = "cortex-a67"', "did you mean 'cortex-a76'?"),
+        ('core = "cortex-a76"', "core = 76", "core is the name of a file of cores/"),
+        ("clock_ghz = 2.84", 'clock_ghz = "2.84"', "clock_ghz is a number, not '2.84'"),
+        ("clock_ghz = 2.84", "clock_ghz = 2840.0", "clock_ghz is 2840; it must lie between 0.1 and 6 GHz"),
+        ("clock_ghz = 2.84", "", "missing: clock_ghz"),
+        ("cores = 1", "cores = true", "cores is a whole number, not True"),
+        ("shared = false", "shared = 0", "l2.shared is true or false, not 0"),
+        ("latency_ns = 4.3", "", "missing: l2.latency_ns"),
+        ("ways = 4", "ways = 7", "l1d.kib: 64 KiB cannot be split into 7 ways of 64-byte lines"),
+        ("kib = 512", "kib = 32", "l2.kib is 32, not above l1d.kib, 64"),
+        ("latency_ns = 4.3", "latency_ns = 43", "l3.latency_ns is 17.5, not above l2.latency_ns, 43"),
+        ("bandwidth_gb_s", "bandwidth", "missing: dram.bandwidth_gb_s"),
+        ("[dram]", "[memory]", "unknown: memory"),
+        ("[l3]", "[dram.l3]", "unknown: dram.l3"),
+        ('"dram.latency_ns" =', '"dram.latency" =', "come"),
+        ("[unknown]", '[unknown]\nslc = "?"', "[unknown] names what is no field of the file: slc"),
+        ("[unknown]", "[unknown]\nl2 = 3", "[unknown] is a table of strings"),
+        ("[l1d]", "[l1d", "it is not TOML"),
     ],
 )
 def test_a_bad_profile_says_why(tmp_path, old, new, why):
-    assert old in GOOD
+    assert old in PIXEL
+    path = write(tmp_path, PIXEL.replace(old, new, 1))
     with pytest.raises(UsageError) as caught:
-        read_profile(write(tmp_path, GOOD.replace(old, new, 1)))
-    assert caught.value.code == "PROFILE_INVALID"
+        read_profile(path)
+    assert caught.value.code == "PROFILE_INVALID" and caught.value.where == str(path)
     assert why in caught.value.why
+    assert str(caught.value).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("in_order = false", "in_order = true", "window is 0 for an in-order core"),
+        ("midr_part = 0xd0b", "midr_part = 0xd0b0", "midr_part is 53424; it must lie between 1 and 4095"),
+        ('features = ["fp",', "features = [1,", "features is a list of strings"),
+        ("lines = ", "line = ", "missing: prefetch.lines"),
+        ("mispredict_cycles = ", "mispredict = ", "missing: mispredict_cycles"),
+        ("[sources]", '[sources]\nclock_ghz = "?"', "[sources] names what is no field of the file: clock_ghz"),
+    ],
+)
+def test_a_bad_core_says_why(tmp_path, old, new, why):
+    assert old in A76
+    with pytest.raises(UsageError) as caught:
+        read_core(write(tmp_path / "cores", A76.replace(old, new, 1), "cortex-a76.toml"))
+    assert caught.value.code == "PROFILE_INVALID" and "the core 'cortex-a76'" in caught.value.what
+    assert why in caught.value.why
+
+
+@given(path=st.sampled_from([path for path in FILES if path.stem != "host"]), data=st.data())
+def test_no_fact_goes_without_its_source(tmp_path_factory, path, data):
+    text = path.read_text(encoding="utf-8")
+    field = data.draw(st.sampled_from(sorted(tomllib.loads(text)["sources"].keys() - set(PROSE))))
+    line = next(
+        line for line in text[text.index("[sources]") :].splitlines() if line.split("=")[0].strip().strip('"') == field
+    )
+    head, tail = text[: text.index("[sources]")], text[text.index("[sources]") :]
+    room = tmp_path_factory.mktemp("files") / path.parent.name
+    copy = write(room, head + tail.replace(line + "\n", "", 1), path.name)
+    with pytest.raises(UsageError) as caught:
+        read(copy)
+    assert f"[sources] does not say where the value comes from: {field}" in caught.value.why
