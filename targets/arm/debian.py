@@ -69,7 +69,7 @@ def unpack(
 
     Args:
         architecture: Debian's name, e.g. `arm64`.
-        leave_out: name prefixes of dependencies that are downloaded but not unpacked.
+        leave_out: names of dependencies that are downloaded but not unpacked.
 
     Returns: package name -> version, of what was unpacked.
 
@@ -95,7 +95,7 @@ def unpack(
         versions = {}
         for archive in sorted((state / "cache/archives").glob("*.deb")):
             package, version, _ = archive.stem.split("_")
-            if package.startswith(leave_out or ("/",)):
+            if package in leave_out:
                 continue
             done = _run(["dpkg-deb", "--extract", str(archive), str(into)])
             if done.returncode != 0:

@@ -2,7 +2,8 @@
 
 Four parts, each in a directory named after the hash of what it is made of, each built aside and renamed into place:
 
-- `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes
+- `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes; of ExecuTorch's only the
+  libraries, and the runner of `.pte` programs, cross-compiled with a compiler that is thrown away
 - `tools`: QEMU's user-mode emulator and LLVM's disassembler and core models, from Debian packages of this machine
 - `plugin`: `blocks.c`, compiled here
 - `pycache`: the byte code of a first start, which also proves that the other three work together
@@ -16,11 +17,13 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from targets.arm.debian import Progress, host_architecture, require_programs, unpack
 from targets.arm.parts import (
     COMPILE,
+    COMPILER_PACKAGES,
     LLVM,
     PLUGIN_SOURCE,
     QEMU,
@@ -28,15 +31,19 @@ from targets.arm.parts import (
     SYSROOT_PACKAGES,
     TOOL_PACKAGES,
     Emulator,
+    damage,
     emulator,
     environment_missing,
     is_ready,
+    libraries,
+    record_contents,
     require,
     wheels,
 )
 from targets.arm.qemu import run_python
 from targets.cache import exclusive, staged_directory
 from targets.profile import load_profile
+from targets.runners import artifact, executorch
 
 __all__ = ["ensure", "is_ready", "require"]
 
@@ -45,7 +52,7 @@ DISK_BYTES = 1_200_000_000
 
 
 def ensure(progress: Progress = lambda message: None) -> Emulator:
-    """Build what is missing; with everything in place it returns at once. Safe to call from two processes.
+    """Build what is missing or damaged; with everything in place it returns at once. Safe to call from two processes.
 
     Raises:
         MissingEnvironmentError: `EMULATOR_MISSING`: programs, packages, network or disk space are missing.
@@ -72,9 +79,13 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
                 (places.plugin, _build_plugin),
                 (places.pycache, _build_pycache),
             ):
+                if final.exists() and (harm := damage(final)):
+                    progress(f"building {final.name} again: {harm}")
+                    shutil.rmtree(final)
                 if not final.exists():
                     with staged_directory(final) as staging:
                         build(staging, progress)
+                        record_contents(staging)
     except OSError as error:
         raise environment_missing(
             "the ARM64 emulator could not be written to planish's cache",
@@ -105,8 +116,8 @@ def _build_tools(into: Path, progress: Progress) -> None:
 
 
 def _check_runs(command: list[str], tools: Path, name: str) -> str:
-    libraries = Emulator(tools, tools, tools, tools).libraries
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LD_LIBRARY_PATH": libraries})
+    environment = {"LD_LIBRARY_PATH": libraries(tools)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise environment_missing(
             f"the {name} unpacked into planish's cache does not start",
@@ -152,7 +163,38 @@ def _build_sysroot(into: Path, progress: Progress) -> None:
             "; ".join(errors)[-300:] or done.stderr.strip()[-300:],
             "check that `python -m pip download numpy` works here, then run the set-up again",
         )
+    _build_executorch_runner(into / SITE / "executorch", into.parent, progress)
     (into / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
+
+
+def _build_executorch_runner(package: Path, scratch: Path, progress: Progress) -> None:
+    """Compile the runner beside the libraries of the executorch `package`, and leave nothing else of the package."""
+    with tempfile.TemporaryDirectory(prefix=".compiler.", dir=scratch) as unpacked:
+        compiler = Path(unpacked)
+        # The C library comes with the machine's own dynamic loader; the two must be of one version.
+        unpack(COMPILER_PACKAGES, host_architecture(), compiler, leave_out=("libc6",), progress=progress)
+        progress("compiling the runner of ExecuTorch programs")
+        gxx = [str(compiler / "usr/bin/aarch64-linux-gnu-g++"), f"--sysroot={compiler}"]
+        done = subprocess.run(
+            executorch.compile_command(gxx, package, package / "lib" / executorch.LIBRARY, "$ORIGIN"),
+            capture_output=True,
+            text=True,
+            check=False,
+            errors="replace",
+            env={"LD_LIBRARY_PATH": libraries(compiler), "PATH": "/usr/bin:/bin"},
+        )
+    if done.returncode != 0:
+        raise environment_missing(
+            "the runner of ExecuTorch programs does not compile",
+            executorch.compiler_complaint(done.stderr),
+            "install the executorch release that planish asks for: `pip install --upgrade planish`",
+        )
+    kept = {executorch.LIBRARY, *(f"lib{library}.so" for library in executorch.LIBRARIES)}
+    for entry in [*package.iterdir(), *(package / "lib").iterdir()]:
+        if entry.is_dir() and entry.name != "lib":
+            shutil.rmtree(entry)
+        elif entry.is_file() and entry.name not in kept:
+            entry.unlink()
 
 
 def _build_plugin(into: Path, progress: Progress) -> None:
@@ -163,7 +205,7 @@ def _build_plugin(into: Path, progress: Progress) -> None:
     if done.returncode != 0:
         raise environment_missing(
             "the instruction counter does not compile",
-            done.stderr.strip()[-300:],
+            executorch.compiler_complaint(done.stderr),
             "install the C library's headers: `apt-get install gcc libc6-dev`",
         )
 
@@ -174,7 +216,7 @@ def _build_pycache(into: Path, progress: Progress) -> None:
     done = run_python(
         Emulator(places.sysroot, places.tools, places.plugin, into),
         load_profile("pixel-4-cpu"),
-        ["-c", "import ctypes, onnxruntime, ai_edge_litert.interpreter"],
+        ["-c", f"import ctypes, onnxruntime, ai_edge_litert.interpreter; ctypes.CDLL('{artifact.EMULATED_RUNNER}')"],
         write_bytecode=True,
     )
     if done.returncode != 0:

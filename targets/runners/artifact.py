@@ -1,14 +1,21 @@
 """One exported artifact opened in its own runtime, ready to be run. Stands alone: the emulated Python imports it too.
 
-Needs numpy and the runtime, nothing of planish. Errors are `ArtifactError`, whose text reaches the user.
+Needs numpy and the runtime; of planish only the runner of .pte programs. Errors are `ArtifactError`, whose text reaches
+the user.
 """
 
+import ctypes
+import functools
 import importlib.metadata
 import os
+import weakref
 import zipfile
 import zlib
 
 import numpy
+
+PACKAGES = {"tflite": "ai-edge-litert", "onnx": "onnxruntime", "pte": "executorch"}
+EMULATED_RUNNER = "/opt/planish/site/executorch/lib/libplanish_executorch.so"  # in the emulated phone's file system
 
 
 class ArtifactError(Exception):
@@ -17,19 +24,19 @@ class ArtifactError(Exception):
 
 def runtime_version(format):
     """Name and version of the runtime that runs `format`, e.g. "ai-edge-litert 2.3.0"."""
-    package = {"tflite": "ai-edge-litert", "onnx": "onnxruntime"}[format]
-    return f"{package} {importlib.metadata.version(package)}"
+    return f"{PACKAGES[format]} {importlib.metadata.version(PACKAGES[format])}"
 
 
-def open_artifact(path, format):
-    """The artifact at `path`, to run on one thread.
+def open_artifact(path, format, threads=1):
+    """The artifact at `path`, to run on `threads` threads.
 
-    It has `.inputs` [(name, shape, dtype)] with -1 for a free size, `.feed(arrays)`, `.invoke()` and `.outputs()`.
+    It has `.inputs` [(name, shape, dtype)] with -1 for a free size, `.quantization` [(scale, zero point) or None] of the
+    inputs, `.feed(arrays)`, `.invoke()` and `.outputs()`.
     """
     if not os.path.exists(path):
         raise ArtifactError("no such file")
     try:
-        return {"tflite": TFLite, "onnx": Onnx}[format](path)
+        return {"tflite": TFLite, "onnx": Onnx, "pte": ExecuTorch}[format](path, threads)
     except (ValueError, RuntimeError) as error:
         raise ArtifactError(f"{runtime_version(format)} cannot load it: {error}") from error
 
@@ -37,13 +44,14 @@ def open_artifact(path, format):
 class TFLite:
     """LiteRT's interpreter with its default delegate (XNNPACK)."""
 
-    def __init__(self, path):
+    def __init__(self, path, threads):
         from ai_edge_litert.interpreter import Interpreter
 
-        self.interpreter = Interpreter(model_path=str(path), num_threads=1)
+        self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
         self.interpreter.allocate_tensors()
         self._details = self.interpreter.get_input_details()
         self.inputs = [(d["name"], tuple(int(s) for s in d["shape"]), d["dtype"]) for d in self._details]
+        self.quantization = [d["quantization"] if d["quantization"][0] else None for d in self._details]
         self._out = self.interpreter.get_output_details()
         self.invoke = self.interpreter.invoke
 
@@ -58,11 +66,12 @@ class TFLite:
 class Onnx:
     """ONNX Runtime's CPU execution provider, sequential, all graph optimisations (its default)."""
 
-    def __init__(self, path):
+    def __init__(self, path, threads):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
         try:
@@ -84,6 +93,7 @@ class Onnx:
             self.inputs.append(
                 (node.name, tuple(s if isinstance(s, int) else -1 for s in node.shape), types[node.type])
             )
+        self.quantization = [None] * len(self.inputs)  # in ONNX quantisation is a node, not a property of an input
         self._names = [node.name for node in self.session.get_outputs()]
         # Bound inputs and outputs, as an app does it: no copy in or out inside the timed call.
         self._binding = self.session.io_binding()
@@ -102,10 +112,118 @@ class Onnx:
         return dict(zip(self._names, self._binding.copy_outputs_to_cpu()))
 
 
+class ExecuTorch:
+    """ExecuTorch's C++ runtime with XNNPACK and its CPU kernels, through `executorch.cpp`."""
+
+    TYPES = {
+        0: numpy.uint8,
+        1: numpy.int8,
+        2: numpy.int16,
+        3: numpy.int32,
+        4: numpy.int64,
+        5: numpy.float16,
+        6: numpy.float32,
+        7: numpy.float64,
+        11: numpy.bool_,
+    }
+
+    def __init__(self, path, threads):
+        self._runner = _executorch_runner()
+        opened = ctypes.c_void_p()
+        self._check(self._runner.planish_open(os.fsencode(path), threads, ctypes.byref(opened)))
+        self._opened = opened
+        weakref.finalize(self, self._runner.planish_close, opened)
+        tensors = [self._tensor(False, index) for index in range(self._runner.planish_inputs(opened))]
+        self.inputs = [(f"input_{index}", t.shape, self._type(t)) for index, t in enumerate(tensors)]
+        self.quantization = [None] * len(tensors)  # in a program quantisation is an operator
+        self._orders = [t.axes for t in tensors]
+
+    def feed(self, arrays):
+        for index, (array, order) in enumerate(zip(arrays, self._orders)):
+            in_order = numpy.ascontiguousarray(array.transpose(order))
+            self._runner.planish_feed(self._opened, index, in_order.ctypes.data_as(ctypes.c_void_p))
+
+    def invoke(self):
+        self._check(self._runner.planish_invoke(self._opened))
+
+    def outputs(self):
+        return {f"output_{i}": self._output(i) for i in range(self._runner.planish_outputs(self._opened))}
+
+    def _output(self, index):
+        tensor = self._tensor(True, index)
+        stored = numpy.frombuffer(ctypes.string_at(tensor.data, tensor.bytes), self._type(tensor))
+        stored = stored.reshape([tensor.shape[axis] for axis in tensor.axes])
+        return stored.transpose(numpy.argsort(tensor.axes))
+
+    def _tensor(self, output, index):
+        tensor = _Tensor()
+        self._check(self._runner.planish_tensor(self._opened, output, index, ctypes.byref(tensor)))
+        return tensor
+
+    def _type(self, tensor):
+        if tensor.type not in self.TYPES:
+            raise RuntimeError(f"it has a tensor of the unsupported type number {tensor.type}")
+        return self.TYPES[tensor.type]
+
+    def _check(self, error):
+        if error:
+            raise RuntimeError(self._runner.planish_error(error).decode(errors="replace"))
+
+
+class _Tensor(ctypes.Structure):
+    """`PlanishTensor` of executorch.cpp."""
+
+    _fields_ = [
+        ("type", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("sizes", ctypes.c_int32 * 16),
+        ("order", ctypes.c_int32 * 16),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+    ]
+
+    @property
+    def shape(self):
+        return tuple(self.sizes[: self.rank])
+
+    @property
+    def axes(self):
+        """The axes as memory holds them, slowest first: (0, 1, 2, 3), or (0, 2, 3, 1) for channels last."""
+        return tuple(self.order[: self.rank])
+
+
+@functools.cache
+def _executorch_runner():
+    """The library of executorch.cpp: the emulated phone has it in its file system, this machine compiles it."""
+    path = EMULATED_RUNNER
+    if not os.path.exists(path):
+        from targets.runners.executorch import library
+
+        path = library()
+    runner = ctypes.CDLL(str(path))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    for name, result, arguments in (
+        ("open", integer, [ctypes.c_char_p, integer, pointer]),
+        ("close", None, [pointer]),
+        ("inputs", integer, [pointer]),
+        ("outputs", integer, [pointer]),
+        ("tensor", integer, [pointer, integer, integer, pointer]),
+        ("feed", None, [pointer, integer, pointer]),
+        ("invoke", integer, [pointer]),
+        ("error", ctypes.c_char_p, [integer]),
+    ):
+        function = getattr(runner, f"planish_{name}")
+        function.restype, function.argtypes = result, arguments
+    return runner
+
+
 class Samples:
     """The samples of an .npz, each array with a leading sample axis, checked against an artifact's inputs.
 
-    Arrays are matched to inputs by name when the names agree, else by order. A sample is fed with batch 1.
+    Arrays are matched to inputs by name when the names agree, else by order. A sample is fed with batch 1. Samples have
+    the input's type, with one exception: float32 samples of an integer input whose scale and zero point the artifact
+    states are quantised as an app would do it, `clip(round(x / scale) + zero point)`, ties to even. That is the case
+    of fully quantised TFLite; quantised ONNX and ExecuTorch files usually take float32 and quantise it themselves.
     """
 
     def __init__(self, path, artifact):
@@ -120,6 +238,10 @@ class Samples:
                 f"it has {len(names)} inputs ({', '.join(names)}), the samples have {len(arrays)} arrays"
             )
         self.arrays = [arrays[name] for name in names] if set(names) == set(arrays) else list(arrays.values())
+        self.arrays = [
+            quantised(array, dtype, *quantization) if quantization and array.dtype == numpy.float32 else array
+            for array, (_, _, dtype), quantization in zip(self.arrays, artifact.inputs, artifact.quantization)
+        ]
         for (name, shape, dtype), array in zip(artifact.inputs, self.arrays):
             one = (1, *array.shape[1:])
             if len(shape) != array.ndim or any(s not in (o, -1) for s, o in zip(shape, one)) or array.dtype != dtype:
@@ -133,6 +255,12 @@ class Samples:
 
     def __getitem__(self, index):
         return [array[index : index + 1] for array in self.arrays]
+
+
+def quantised(array, dtype, scale, zero_point):
+    """Float `array` in the steps of an integer input."""
+    steps = numpy.rint(array / numpy.float32(scale)) + zero_point
+    return numpy.clip(steps, numpy.iinfo(dtype).min, numpy.iinfo(dtype).max).astype(dtype)
 
 
 def write_outputs(artifact, samples, path):
