@@ -69,17 +69,12 @@ class FactFile:
 def invalid(path: Path, why: str) -> UsageError:
     """The one error of a file of facts; `why` names the field."""
     return UsageError(
-        f"the target profile '{path.stem}' cannot be used"
-        if path.parent.name != "cores"
-        else f"the description of the core '{path.stem}' cannot be used",
+        f"the description of '{path.stem}' cannot be used",
         where=str(path),
         why=why,
-        fix=f"correct the file; {path.parent.name}/{EXAMPLES.get(path.parent.name, EXAMPLES['profiles'])} is an example",
+        fix="correct the file; the other files beside it are examples",
         code="PROFILE_INVALID",
     )
-
-
-EXAMPLES = {"profiles": "pixel-4-cpu.toml", "cores": "cortex-a76.toml"}
 
 
 def leaves(facts: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
