@@ -13,7 +13,7 @@ from targets.profile import Profile
 from targets.runners import Job, Progress, Timing, emulator, host
 from targets.statistics import summarize
 
-Format = Literal["onnx", "tflite"]
+Format = Literal["onnx", "tflite", "pte"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Measurement:
     samples_ms: tuple[float, ...]  # in the order they were taken
     instructions: int | None  # of one inference; emulator only
     cycles: float | None
-    state: dict[str, Any]  # versions of the tools, state of the device
+    state: dict[str, Any]  # versions of the tools, state of the device; "isa": the features the runtime was told of
+    threads: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"samples_ms": list(self.samples_ms)}
@@ -54,22 +55,27 @@ def measure(
     inputs: Path,
     progress: Progress | None = None,
     budget_s: float = host.BUDGET_S,
+    threads: int = 1,
 ) -> Measurement:
-    """Latency of `artifact` on `profile`, one thread.
+    """Latency of `artifact` on `profile`.
 
     Args:
-        format: "onnx" or "tflite".
+        format: "onnx", "tflite" or "pte".
         inputs: .npz with one array [samples, ...] an input, in the artifact's layout and type, named as the inputs or
-            in their order; real samples, fed one at a time with batch 1.
+            in their order; real samples, fed one at a time with batch 1. Float32 samples of an integer input are
+            quantised by its scale and zero point (`runners.artifact.Samples` has the rule).
         budget_s: how long the host may go on taking samples; give more to narrow the interval. The emulator repeats
             itself and needs no more.
+        threads: of the runtime, each on a core of its own.
 
     Raises:
-        UsageError: `FORMAT_UNKNOWN`, `ARTIFACT_UNUSABLE`.
-        MissingEnvironmentError: `EMULATOR_MISSING`.
+        UsageError: `FORMAT_UNKNOWN`, `ARTIFACT_UNUSABLE`, `THREADS_TOO_MANY`.
+        MissingEnvironmentError: `EMULATOR_MISSING`, `EMULATOR_DAMAGED`, `EXECUTORCH_RUNNER_MISSING`.
         PlanishError: `EMULATION_FAILED`, `RUNTIME_FAILED`, `TIMING_FAILED`.
     """
-    return measure_many([(artifact, format, inputs)], profile=profile, progress=progress, budget_s=budget_s)[0]
+    return measure_many(
+        [(artifact, format, inputs)], profile=profile, progress=progress, budget_s=budget_s, threads=threads
+    )[0]
 
 
 def measure_many(
@@ -78,6 +84,7 @@ def measure_many(
     profile: Profile,
     progress: Progress | None = None,
     budget_s: float = host.BUDGET_S,
+    threads: int = 1,
 ) -> list[Measurement]:
     """`measure` for several (artifact, format, inputs): one process a format, on the host in interleaved blocks."""
     progress = progress or (lambda message: None)
@@ -90,28 +97,40 @@ def measure_many(
                 fix=f"{nearest(format, get_args(Format))}export to one of these",
                 code="FORMAT_UNKNOWN",
             )
+    if profile.cores is not None and threads > profile.cores:
+        raise UsageError(
+            f"{threads} threads cannot be measured on {profile.name}",
+            where="--threads",
+            why=f"the cluster of {profile.core.name} cores has {profile.cores}",
+            fix=f"ask for at most {profile.cores}",
+            code="THREADS_TOO_MANY",
+        )
     timings: dict[int, Timing] = {}
     for format in dict.fromkeys(format for _, format, _ in artifacts):
         chosen = [index for index, entry in enumerate(artifacts) if entry[1] == format]
         jobs = [Job(Path(artifacts[index][0]), Path(artifacts[index][2])) for index in chosen]
         if profile.kind == "host":
-            found = host.time_artifacts(jobs, format, progress, budget_s=budget_s)
+            found = host.time_artifacts(jobs, format, progress, threads=threads, budget_s=budget_s)
         else:
-            found = emulator.time_artifacts(jobs, format, profile, progress)
+            several = {"threads": threads} if threads != 1 else {}
+            found = emulator.time_artifacts(jobs, format, profile, progress, **several)
         timings.update(zip(chosen, found))
     return [
-        _measurement(Path(path), format, profile, timings[index]) for index, (path, format, _) in enumerate(artifacts)
+        _measurement(Path(path), format, profile, threads, timings[index])
+        for index, (path, format, _) in enumerate(artifacts)
     ]
 
 
-def _measurement(path: Path, format: str, profile: Profile, timing: Timing) -> Measurement:
+def _measurement(path: Path, format: str, profile: Profile, threads: int, timing: Timing) -> Measurement:
     summary = summarize(timing.samples_ms)
+    state = timing.state | ({"isa": list(profile.core.features)} if profile.core else {})
     return Measurement(
         artifact_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         format=format,
         target=profile.name,
         profile_version=profile.version,
         runner=profile.kind,
+        threads=threads,
         **asdict(summary),
-        **{field.name: getattr(timing, field.name) for field in fields(Timing)},
+        **{field.name: getattr(timing, field.name) for field in fields(Timing)} | {"state": state},
     )

@@ -1,4 +1,4 @@
-"""`planish measure`: what an artifact takes on a target."""
+"""`planish measure`: what an artifact takes on a target, and which of several is the fastest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pipeline.cli.speaking import speaking
 from reports.console import Console
 from targets.errors import UsageError
 
+FORMATS = ("tflite", "onnx", "pte")
+
 
 @click.command("measure")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="Target profile, see `planish targets list`.")
 @click.option("--data", required=True, help="Real samples to run it on: file.py:callable, a folder, or an .npz.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the runtime.")
 @click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @speaking
@@ -24,61 +27,82 @@ def command(
     artifacts: tuple[Path, ...],
     target: str,
     data: str,
+    threads: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     console: Console,
 ) -> None:
-    """Time ARTIFACTS (.tflite, .onnx) on a target; samples are given as the network takes them, channels first."""
-    import numpy as np
+    """Time ARTIFACTS (.tflite, .onnx, .pte) on a target; samples are given as the network takes them, channels first.
 
-    from calibration.dataset import open_samples
+    Given one network in several formats it recommends the fastest, where the measurements can tell.
+    """
     from targets.measure import measure_many
     from targets.profile import load_profile
-    from targets.runners.artifact import ArtifactError, open_artifact
+    from targets.recommendation import recommend
 
     profile = load_profile(target)
     with (
         tempfile.TemporaryDirectory(prefix="planish-measure-") as scratch,
         console.stage(f"measuring on {target}") as stage,
     ):
-        jobs = []
+        jobs, shapes = [], set()
         for i, artifact in enumerate(artifacts):
-            format = artifact.suffix.lstrip(".")
-            if format not in ("tflite", "onnx"):
-                raise UsageError(
-                    "this kind of artifact cannot be measured",
-                    where=str(artifact),
-                    code="FORMAT_UNKNOWN",
-                    why=f"the file ends in '{artifact.suffix}'",
-                    fix="give a .tflite or an .onnx file",
-                )
-            try:
-                shape = open_artifact(artifact, format).inputs[0][1]
-            except ArtifactError as error:
-                raise UsageError(
-                    "the artifact cannot be opened",
-                    where=str(artifact),
-                    why=str(error),
-                    code="ARTIFACT_UNUSABLE",
-                    fix="give a file that `planish export` or `planish fit` wrote",
-                ) from error
-            # Images of a folder are cut to the artifact's size; a last dimension of 1 or 3 is the channels.
-            chw = (shape[3], *shape[1:3]) if len(shape) == 4 and shape[3] in (1, 3) else tuple(shape[1:])
-            wanted = chw if Path(data).is_dir() else None
-            samples = open_samples(data, input_shape=wanted, mean=mean or None, std=std or None)
-            sample = next(samples.take(1).batches(1))[0].numpy()
-            last = sample.ndim == 4 and shape != sample.shape and shape == tuple(sample.shape[i] for i in (0, 2, 3, 1))
             inputs = Path(scratch) / f"{i}.npz"
-            np.savez(inputs, x=np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) if last else sample)
-            jobs.append((artifact, format, inputs))
-        found = measure_many(jobs, profile=profile, progress=stage.update)
+            shapes.add(tuple(sorted(_write_sample(artifact, data, mean, std, inputs))))
+            jobs.append((artifact, artifact.suffix[1:], inputs))
+        found = measure_many(jobs, profile=profile, progress=stage.update, threads=threads)
+    measured = sorted(zip(map(str, artifacts), found, strict=True), key=lambda pair: pair[1].median_ms)
     table = Table("artifact", "runtime", "median ms", "interval", "instructions", box=None, pad_edge=False)
-    for artifact, m in zip(artifacts, found, strict=True):
+    for name, m in measured:
         table.add_row(
-            str(artifact),
+            name,
             m.runtime,
             f"{m.median_ms:.4g}",
             f"{m.low_ms:.4g} … {m.high_ms:.4g}",
             f"{m.instructions:,}" if m.instructions else "",
         )
-    console.result([table], measurements=[m.to_json() for m in found])
+    advice = recommend(measured) if len(shapes) == 1 else None  # inputs of other sizes: other networks
+    console.result(
+        [table, *([advice.text] if advice else [])],
+        measurements=[m.to_json() for m in found],
+        recommendation=advice.to_json() if advice else None,
+    )
+
+
+def _write_sample(
+    artifact: Path, data: str, mean: tuple[float, ...], std: tuple[float, ...], into: Path
+) -> tuple[int, ...]:
+    """Write one sample of `data`, laid out as the artifact's input, as the .npz `into`; returns that input's shape."""
+    import numpy as np
+
+    from calibration.dataset import open_samples
+    from targets.runners.artifact import ArtifactError, open_artifact
+
+    format = artifact.suffix.lstrip(".")
+    if format not in FORMATS:
+        raise UsageError(
+            "this kind of artifact cannot be measured",
+            where=str(artifact),
+            code="FORMAT_UNKNOWN",
+            why=f"the file ends in '{artifact.suffix}'",
+            fix="give a .tflite, an .onnx or a .pte file",
+        )
+    try:
+        inputs = open_artifact(artifact, format).inputs
+    except ArtifactError as error:
+        raise UsageError(
+            "the artifact cannot be opened",
+            where=str(artifact),
+            why=str(error),
+            code="ARTIFACT_UNUSABLE",
+            fix="give a file that `planish export` or `planish fit` wrote",
+        ) from error
+    shape = inputs[0][1]
+    # Images of a folder are cut to the artifact's size; a last dimension of 1 or 3 is the channels.
+    chw = (shape[3], *shape[1:3]) if len(shape) == 4 and shape[3] in (1, 3) else tuple(shape[1:])
+    wanted = chw if Path(data).is_dir() else None
+    samples = open_samples(data, input_shape=wanted, mean=mean or None, std=std or None)
+    sample = next(samples.take(1).batches(1))[0].numpy()
+    last = sample.ndim == 4 and shape != sample.shape and shape == tuple(sample.shape[i] for i in (0, 2, 3, 1))
+    np.savez(into, x=np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) if last else sample)
+    return shape

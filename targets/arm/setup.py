@@ -2,8 +2,8 @@
 
 Four parts, each in a directory named after the hash of what it is made of, each built aside and renamed into place:
 
-- `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes; of ExecuTorch's only the
-  libraries, and the runner of `.pte` programs, cross-compiled with a compiler that is thrown away
+- `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes; of ExecuTorch's only
+  the libraries, and the runner of `.pte` programs, cross-compiled with a compiler that is thrown away
 - `tools`: QEMU's user-mode emulator and LLVM's disassembler and core models, from Debian packages of this machine
 - `plugin`: `blocks.c`, compiled here
 - `pycache`: the byte code of a first start, which also proves that the other three work together

@@ -6,6 +6,7 @@ outputs on several samples, for checking parity). Artifacts are opened by `artif
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,16 @@ class Timing:
     instructions: int | None  # executed by one inference; emulator only
     cycles: float | None
     state: dict[str, Any]  # versions of the tools, state of the machine
+
+
+def ending(returncode: int) -> str:
+    """How a process ended, for an error: "exit status 1", "killed by SIGSEGV: Segmentation fault"."""
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}: {signal.strsignal(-returncode)}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
 
 
 def unusable(artifact: Path | str, why: str) -> UsageError:

@@ -30,8 +30,8 @@ def runtime_version(format):
 def open_artifact(path, format, threads=1):
     """The artifact at `path`, to run on `threads` threads.
 
-    It has `.inputs` [(name, shape, dtype)] with -1 for a free size, `.quantization` [(scale, zero point) or None] of the
-    inputs, `.feed(arrays)`, `.invoke()` and `.outputs()`.
+    It has `.inputs` [(name, shape, dtype)] with -1 for a free size, `.quantization` [(scale, zero point) or None] of
+    the inputs, `.feed(arrays)`, `.invoke()` and `.outputs()`.
     """
     if not os.path.exists(path):
         raise ArtifactError("no such file")

@@ -60,7 +60,7 @@ def library() -> Path:
     """The runner for this machine, compiled if need be.
 
     Raises:
-        MissingEnvironmentError: `EXECUTORCH_RUNNER_MISSING`: no executorch package, no compiler, or it does not compile.
+        MissingEnvironmentError: `EXECUTORCH_RUNNER_MISSING`: no executorch package, no compiler, or it fails.
     """
     spec = importlib.util.find_spec("executorch")
     if spec is None:

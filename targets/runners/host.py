@@ -1,4 +1,4 @@
-"""Times and runs artifacts on this machine, in a child process with one thread on one CPU.
+"""Times and runs artifacts on this machine, in a child process that keeps to one CPU a thread.
 
 Several artifacts are timed in interleaved blocks, so that a change of the machine's clock or load falls on all of them.
 After the first blocks the samples' drift decides whether the machine was steady; if not, more blocks follow within the
@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from targets.errors import PlanishError
-from targets.runners import Job, Progress, Timing, unusable
+from targets.errors import PlanishError, UsageError
+from targets.runners import Job, Progress, Timing, ending, executorch, unusable
 from targets.runners.artifact import runtime_version
 from targets.statistics import drift
 
@@ -26,6 +26,7 @@ WORKER = "targets.runners.host_worker"
 ROOT = Path(__file__).parents[2]  # where the packages of this planish are, for the child
 BUDGET_S = 5.0  # of timed inference, for each artifact
 LEAST_SAMPLES = 30
+VECTOR_FEATURES = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "fphp", "sve", "sme", "i8mm", "bf16")
 STEADY = 0.05  # largest drift of the median, first third to last, of a steady machine
 
 
@@ -34,6 +35,7 @@ def time_artifacts(
     format: str,
     progress: Progress,
     *,
+    threads: int = 1,
     budget_s: float = BUDGET_S,
     least_samples: int = LEAST_SAMPLES,
     warmup_s: float = 0.2,
@@ -41,12 +43,23 @@ def time_artifacts(
     """Wall-clock samples of each artifact: at least `least_samples`, and up to `budget_s` seconds for each artifact.
 
     Raises:
-        UsageError: `ARTIFACT_UNUSABLE`.
+        UsageError: `ARTIFACT_UNUSABLE`, `THREADS_TOO_MANY`.
+        MissingEnvironmentError: `EXECUTORCH_RUNNER_MISSING`.
         PlanishError: `RUNTIME_FAILED`.
     """
+    cpus = len(os.sched_getaffinity(0))
+    if threads > cpus:
+        raise UsageError(
+            f"{threads} threads cannot be timed on this machine",
+            where="--threads",
+            why=f"this process may use {cpus} CPUs; threads that share one wait for each other",
+            fix=f"ask for at most {cpus}",
+            code="THREADS_TOO_MANY",
+        )
     plan = {
         "mode": "time",
         "format": format,
+        "threads": threads,
         "budget_s": budget_s,
         "least_samples": least_samples,
         "warmup_s": warmup_s,
@@ -67,8 +80,9 @@ def time_artifacts(
                 None,
                 {
                     "machine": f"{platform.system()} {platform.machine()}",
-                    "cpu": result["cpu"],
-                    "threads": 1,
+                    "cpus": result["cpus"],
+                    "isa": _features(),
+                    "threads": threads,
                     "load_average": os.getloadavg()[0],
                     "drift": change,
                     "steady": abs(change) <= STEADY,
@@ -85,6 +99,7 @@ def run(artifact: Path, format: str, inputs: Path, outputs: Path, progress: Prog
         {
             "mode": "run",
             "format": format,
+            "threads": 1,
             "jobs": [
                 {
                     "artifact": str(artifact.absolute()),
@@ -96,7 +111,16 @@ def run(artifact: Path, format: str, inputs: Path, outputs: Path, progress: Prog
     )
 
 
+def _features() -> list[str]:
+    """What this machine's kernel says of its vector instructions, by which the runtimes choose their kernels."""
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":").partition(":")[2].split()
+    return [flag for flag in flags if flag.startswith(VECTOR_FEATURES)]
+
+
 def _child(plan: dict[str, Any]) -> dict[str, Any]:
+    if plan["format"] == "pte":
+        executorch.library()  # compiled here, where an error is told as one
     inherited = os.environ.get("PYTHONPATH", "")
     with tempfile.TemporaryDirectory(prefix="planish-host-") as scratch:
         plan_path, result_path = Path(scratch) / "plan.json", Path(scratch) / "result.json"
@@ -112,7 +136,7 @@ def _child(plan: dict[str, Any]) -> dict[str, Any]:
         )
         if done.returncode != 0 or not result_path.exists():
             raise PlanishError(
-                f"the runtime did not survive on this machine (exit status {done.returncode})",
+                f"the runtime did not survive on this machine ({ending(done.returncode)})",
                 where=", ".join(Path(job["artifact"]).name for job in plan["jobs"][:3]),
                 why=" / ".join(done.stderr.strip().splitlines()[-3:]) or "no output",
                 fix="run the same command again; if it fails the same way, report this with the artifact",

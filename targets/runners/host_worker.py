@@ -1,7 +1,7 @@
 """The child process of the host runner.
 
 usage: python -m targets.runners.host_worker PLAN.json RESULT.json
-  mode "time": RESULT {"samples_ms": [one list a job], "cpu"}; mode "run": writes each job's "outputs" .npz.
+  mode "time": RESULT {"samples_ms": [one list a job], "cpus"}; mode "run": writes each job's "outputs" .npz.
   A job that does not fit its runtime gives {"artifact", "error"}.
 """
 
@@ -48,20 +48,20 @@ def time_jobs(opened, warmup_s, budget_s, least, steady):
 
 
 def work(plan):
-    cpu = max(os.sched_getaffinity(0))
+    cpus = sorted(os.sched_getaffinity(0))[-plan["threads"] :]
     if plan["mode"] == "time":
-        os.sched_setaffinity(0, {cpu})
+        os.sched_setaffinity(0, cpus)
         gc.disable()
     opened = []
     for job in plan["jobs"]:
         try:
-            artifact = open_artifact(job["artifact"], plan["format"])
+            artifact = open_artifact(job["artifact"], plan["format"], plan["threads"])
             opened.append((artifact, Samples(job["inputs"], artifact)))
         except ArtifactError as error:
             return {"artifact": job["artifact"], "error": str(error)}
     if plan["mode"] == "time":
         samples_ms = time_jobs(opened, plan["warmup_s"], plan["budget_s"], plan["least_samples"], plan["steady"])
-        return {"samples_ms": samples_ms, "cpu": cpu}
+        return {"samples_ms": samples_ms, "cpus": cpus}
     for job, (artifact, samples) in zip(plan["jobs"], opened):
         write_outputs(artifact, samples, job["outputs"])
     return {}
