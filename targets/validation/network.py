@@ -1,7 +1,9 @@
 """Networks as data: a file of networks/ is a network, a line of it an operator.
 
-    # title: ...            what it is            # source: ...      the paper or code the sizes are from
-    # macs: 568740352       published multiply-accumulates of one image        # params: 4.2e6   published, both optional
+    # title: what it is
+    # source: the paper or code that the sizes are from
+    # macs: 568740352        published multiply-accumulates of one image; this line and the next are optional
+    # params: 4.2e6          published weights and biases
     op,channels,kernel,stride,groups,activation,padding,size,inputs,name
 
 `inputs` names earlier lines (blank for the line above); only lines that are read from afar have a `name`. `size` is the
