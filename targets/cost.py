@@ -91,6 +91,17 @@ class CostTable:
         return self._known[op]
 
 
+def shipped_errors(profile: Profile) -> dict[str, RelativeError | None]:
+    """For each format the error that the profile's shipped table states; None where there is no valid table."""
+    errors: dict[str, RelativeError | None] = {}
+    for format in FORMATS if profile.kind == "emulator" else ():
+        try:
+            errors[format] = CostTable.load(profile, format).error
+        except MissingEnvironmentError:
+            errors[format] = None
+    return errors
+
+
 def table_path(profile: Profile, format: str) -> Path:
     """Where a table belongs: beside the profile, or in the cache for the host, whose machine its name then tells."""
     if profile.kind == "emulator":

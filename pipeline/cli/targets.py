@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.group import Group
 from pipeline.cli.speaking import speaking
+from pipeline.cli.validate import command as validate
 from reports.console import Console
+from reports.profiles import Checked, profile_json, profile_table, profile_view
 from targets.profile import list_profiles, load_profile
 
 
@@ -21,38 +22,21 @@ def command() -> None:
 @speaking
 def list_targets(console: Console) -> None:
     """Every target profile."""
-    table = Table("target", "device", "core", "measured by", box=None, pad_edge=False)
     profiles = list_profiles()
-    for profile in profiles:
-        core = f"{profile.core.name} @ {profile.clock_ghz:g} GHz" if profile.core else ""
-        table.add_row(profile.name, profile.title, core, "wall clock" if profile.kind == "host" else "ARM64 emulator")
-    console.result([table], targets=[profile.name for profile in profiles])
+    console.result([profile_table(profiles)], targets=[profile.name for profile in profiles])
 
 
 @command.command("show")
 @click.argument("target")
 @speaking
 def show(target: str, console: Console) -> None:
-    """The facts of TARGET and where each comes from."""
+    """The facts of TARGET, where each comes from, what is not known, and how far its latencies were checked."""
+    from targets.cost import shipped_errors
+
     profile = load_profile(target)
-    facts = {"title": profile.title, "device": profile.device, "soc": profile.soc, "version": profile.version}
-    if profile.core:
-        facts |= {
-            "core": profile.core.name,
-            "clock": f"{profile.clock_ghz:g} GHz",
-            "MIDR part": hex(profile.core.midr_part),
-            "scheduling model": profile.core.mca_cpu,
-            "features": " ".join(profile.core.features),
-        }
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in facts.items():
-        table.add_row(name, value)
-    sources = Table("fact", "source", box=None, pad_edge=False)
-    for name, source in profile.sources.items():
-        sources.add_row(name, source)
-    console.result(
-        [table, Text(), sources, Text(), Text(profile.notes)], **facts, sources=profile.sources, notes=profile.notes
-    )
+    checked = Checked.of(profile.core) if profile.core else None
+    errors = shipped_errors(profile)
+    console.result(profile_view(profile, checked, errors), **profile_json(profile, checked, errors))
 
 
 @command.command("setup")
@@ -80,3 +64,6 @@ def cost(target: str, console: Console) -> None:
     with console.stage(f"measuring operators on {target}") as stage:
         written = build(profile, stage.update)
     console.result([Text(f"{path} written") for path in written], files=[str(path) for path in written])
+
+
+command.add_command(validate)
