@@ -1,0 +1,75 @@
+"""Which operator of a profiled invocation ran between which system calls.
+
+A runtime's profiler reads the clock before and after an operator. The emulated program has no vDSO, so every read is a
+system call, which the QEMU plugin sees: it closes a record of what it counts whenever the main thread makes one of the
+`MARKS`. From the calls that closed the records of one invocation and the profiler's own list of operators follows whose
+each record is.
+
+ONNX Runtime: a node is [clock] work [clock] getpid. With a thread pool there are more reads of the clock inside, behind
+a getcpu. Part of the node's profile is written before the closing read: its records hold some of the profiler's work.
+LiteRT: XNNPACK reads the clock once before its first operator and once after each; an operator outside of XNNPACK is
+[clock] work [clock]. The runtime's own steps around them read memory statistics, too: [clock, close] and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# ARM64 Linux's numbers of the system calls at whose entry a record of the main thread ends.
+CLOSE, CLOCK_GETTIME, GETCPU, GETPID = MARKS = (57, 113, 168, 172)
+STEP_EDGES = 4  # before the first operator: two of LiteRT's "buffer registration", one each of "invoke" and "Invoke"
+
+
+def owned(operators: Sequence[dict[str, Any]], ends: Sequence[int], format: str) -> list[list[int]]:
+    """Indices of the records that belong to each operator; the others are the runtime's and its profiler's.
+
+    Args:
+        operators: of the invocation, as `runners/profiled.py` gives them.
+        ends: system call that closed each record between the start of the invocation and its end.
+
+    Raises:
+        ValueError: the runtime did not call as its profiler is known to.
+    """
+    return {"tflite": _of_litert, "onnx": _of_onnxruntime}[format](operators, ends)
+
+
+def _of_onnxruntime(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[list[int]]:
+    """Segments between calls of getpid: one a node, and after them one for the executor and one for the whole run."""
+    segments, start = [], 0
+    for index, call in enumerate(ends):
+        if call == GETPID:
+            segments.append(range(start, index))
+            start = index + 1
+    if len(segments) != len(operators) + 2:
+        raise ValueError(f"{len(operators)} nodes, but {len(segments)} calls of getpid")
+    found = []
+    for segment in segments[: len(operators)]:
+        reads = [index for index in segment if ends[index] == CLOCK_GETTIME]
+        pooled = next((index for index in segment if ends[index] == GETCPU), None)
+        opening = [index for index in reads if index < pooled] if pooled is not None else reads[:-1]
+        if not opening:
+            raise ValueError(f"node {len(found)} is not between two reads of the clock")
+        found.append(list(range(opening[-1] + 1, reads[-1] + 1)))
+    return found
+
+
+def _of_litert(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[list[int]]:
+    """A read of the clock that a close follows is the edge of a step; the others are the operators'."""
+    reads: list[int] = []
+    steps: set[int] = set()  # positions in `reads`
+    for index, call in enumerate(ends):
+        if call == CLOCK_GETTIME:
+            reads.append(index)
+        elif call == CLOSE and reads:
+            steps.add(len(reads) - 1)
+    found, position = [], STEP_EDGES
+    for operator in operators:
+        if operator["first"]:  # has a read of its own before it
+            position += 1
+        if position < len(reads):
+            found.append(list(range(reads[position - 1] + 1, reads[position] + 1)))
+        position += 1
+    if steps != {*range(STEP_EDGES), *range(position, len(reads))} or len(reads) != position + STEP_EDGES:
+        raise ValueError(f"{len(operators)} operators, but {len(reads)} reads of the clock")
+    return found
