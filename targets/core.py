@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from targets.errors import nearest
 from targets.facts import FactFile, between, invalid
@@ -19,6 +21,34 @@ class Prefetch:
 
     streams: int = between(0, 64)  # it follows at a time
     lines: int = between(0, 64)  # it runs ahead of a stream
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """A class of instructions that the LLVM model times otherwise than the core was measured to."""
+
+    pattern: str  # regular expression that matches the whole instruction, "mnemonic operands"
+    replacement: str  # what the model times in its place, as `re.sub` fills it in; ";" parts several instructions
+    source: str  # what the model says, what was measured, and where
+
+
+@dataclass(frozen=True, eq=False)
+class IssueRule:
+    """What a class of instructions needs to issue on an in-order core. The first rule that matches is the rule."""
+
+    match: str  # regular expression on the start of "mnemonic operands"
+    source: str
+    latency: int = 1  # cycles until another instruction may read the result
+    forward: int = 0  # cycles until the next accumulation into the same register; 0: `latency`
+    later: int = 0  # cycles more for each further register of a load
+    late: int = 0  # cycles after issue at which a store needs its data, one more for each further register
+    lanes: int = 0  # 64-bit floating-point lanes, in the cycle of issue
+    pipe: str = ""  # the pipe that is taken for `cycles`; empty: none
+    cycles: int = 1
+    first: bool = False  # issues only as the first instruction of a cycle
+    alone: bool = False  # nothing else issues for `cycles`
+    shadow: int = 0  # cycles after issue at which no vector load may issue
+    shadowed: bool = False  # it is such a vector load
 
 
 @dataclass(frozen=True)
@@ -37,7 +67,8 @@ class Core:
     mispredict_cycles: int = between(1, 40)
     line_fills: int = between(1, 128)  # outstanding fills of first-level data cache lines
     prefetch: Prefetch
-    corrections: tuple[dict[str, Any], ...]  # where measured instructions contradict the LLVM model
+    corrections: tuple[Correction, ...]  # where measured instructions contradict the LLVM model
+    issue: tuple[IssueRule, ...]  # how an in-order core issues, where that was measured; else empty: LLVM's model
     version_text: str  # the whole file, for the version of the profiles that name the core
     sources: dict[str, str]  # field -> where the value comes from
     unknown: dict[str, str]  # field -> why it is unknown, and what stands in
@@ -63,17 +94,39 @@ def read_core(path: Path) -> Core:
         UsageError: `PROFILE_INVALID`.
     """
     file = FactFile.open(path)
-    corrections = file.facts.pop("corrections", [])
-    if not isinstance(corrections, list):
-        raise invalid(path, "corrections is an array of tables: [[corrections]]")
-    facts = file.read(Core, without=("corrections", "version_text", "sources", "unknown"))
+    corrections = _read_rules(path, Correction, file.facts.pop("corrections", []), "corrections")
+    issue = _read_rules(path, IssueRule, file.facts.pop("issue", []), "issue")
+    facts = file.read(Core, without=("corrections", "issue", "version_text", "sources", "unknown"))
     file.require_sources(facts)
     if facts["in_order"] != (facts["window"] == 0):
         raise invalid(path, "window is 0 for an in-order core and above 0 for any other")
     return Core(
         **facts,
-        corrections=tuple(corrections),
+        corrections=corrections,
+        issue=issue,
         version_text=file.text,
         sources=file.sources,
         unknown=file.unknown,
     )
+
+
+Rule = TypeVar("Rule", Correction, IssueRule)
+
+
+def _read_rules(path: Path, kind: type[Rule], tables: Any, name: str) -> tuple[Rule, ...]:
+    """An array of tables, each with the fields of `kind`, those with a default being optional."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise invalid(path, f"{name} is an array of tables: [[{name}]]")
+    hints, entries = get_type_hints(kind), dataclasses.fields(kind)
+    needed = {entry.name for entry in entries if entry.default is dataclasses.MISSING}
+    for index, table in enumerate(tables, 1):
+        if missing := sorted(needed - table.keys()):
+            raise invalid(path, f"{name} {index} is missing: {', '.join(missing)}")
+        for key, value in table.items():
+            if key not in hints or type(value) is not hints[key]:
+                raise invalid(path, f"{name} {index}: {key} = {value!r} is no field of it, or not of its type")
+        try:
+            re.compile(table[entries[0].name])
+        except re.error as error:
+            raise invalid(path, f"{name} {index}: {entries[0].name} is no regular expression: {error}") from error
+    return tuple(kind(**table) for table in tables)
