@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import targets
 from targets.core import Core
 from targets.cost import RelativeError
 from targets.profile import Profile
+from targets.validation.validate import RESULTS, Agreement, agreement, grouped, order, read
 
-PUBLISHED = Path(targets.__file__).parent / "validation/results.json"
 STAND_IN = "≈"  # before a value that stands in for an unknown one
 GENERIC = "generic-"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """How far emulated latencies were from published ones, on every published case with one core."""
+    """How emulated latencies compare with published ones, over every published case with one core."""
 
-    cases: int
-    median_percent: float
-    worst_percent: float
+    same_runtime: Agreement | None  # of the same runtime, whose latencies should agree
+    other_cases: int  # of other runtimes, which should order networks alike
+    other_correlation: float | None  # the lowest rank correlation among them; None where too few to order
 
-    @classmethod
-    def of(cls, core: Core, path: Path = PUBLISHED) -> Checked | None:
-        """The record of `core`; None where no published latency was checked."""
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
-        errors = [
-            100 * abs(case["emulated_ms"] / case["published_ms"] - 1)
-            for case in cases
-            if case["core"].casefold() == core.name.casefold()
-        ]
-        return cls(len(errors), statistics.median(errors), max(errors)) if errors else None
+
+def checked_cases(core: Core) -> Checked | None:
+    """The record of `core`, from the last `planish targets validate`; None where no published latency was checked."""
+    cases = [case for case in read().cases if case.core == core.name] if RESULTS.exists() else []
+    same = [case for case in cases if case.comparable == "same runtime"]
+    other = [case for case in cases if case.comparable == "other runtime"]
+    orders = [order(group) for group in grouped(other, "profile", "threads", "runtime", "precision").values()]
+    correlations = [one.rank_correlation for one in orders if one.rank_correlation is not None]
+    if not cases:
+        return None
+    return Checked(agreement(same) if same else None, len(other), min(correlations, default=None))
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,8 @@ def profile_table(profiles: Iterable[Profile]) -> Table:
             table.add_row(profile.name, profile.device, "by the clock", "", "")
         else:
             clock = f"{profile.clock_ghz:.2f}"
-            table.add_row(profile.name, profile.device, profile.core.name, clock, str(profile.cores))
+            core = profile.core.name.partition(" (")[0]
+            table.add_row(profile.name, profile.device, core, clock, str(profile.cores))
     return table
 
 
@@ -128,8 +126,8 @@ def core_facts(core: Core) -> list[Fact]:
             f"{core.prefetch.streams} streams, {core.prefetch.lines} lines ahead",
             ("prefetch.streams", "prefetch.lines"),
         ),
-        Fact("timed as", f"{core.mca_cpu} (LLVM){_corrected(core)}", ("mca_cpu",)),
-        Fact("emulated as", f"{core.qemu_cpu} (QEMU)", ("qemu_cpu",)),
+        Fact("timed by", _timing(core), ("mca_cpu",)),
+        Fact("emulated as", f"QEMU's {core.qemu_cpu}", ("qemu_cpu",)),
         Fact("reported as", f"MIDR {core.implementer:#04x} {core.midr_part:#05x}", ("implementer", "midr_part")),
         Fact("features", " ".join(core.features), ("features",)),
     ]
@@ -180,20 +178,18 @@ def profile_json(
     return facts | {"checked": asdict(checked) if checked else None, "cost_errors": errors}
 
 
-def _corrected(core: Core) -> str:
-    rules = len(core.corrections) + len(core.issue)
-    return f", {rules} classes of instructions as measured" if rules else ""
+def _timing(core: Core) -> str:
+    """What gives an instruction its cycles: LLVM's model, or rules for an in-order core."""
+    if core.issue:
+        return f"{len(core.issue)} rules of issue, from measurements where there are"
+    corrected = f", {len(core.corrections)} classes of instructions corrected" if core.corrections else ""
+    return f"LLVM's model {core.mca_cpu}{corrected}"
 
 
 def _trust(
     profile: Profile, checked: Checked | None, cost_errors: Mapping[str, RelativeError | None]
 ) -> list[tuple[str, str]]:
-    if checked is None:
-        rows = [("latencies", "no published latency was checked for this core")]
-    else:
-        cases = f"{checked.cases} published case{'s' * (checked.cases != 1)} with a {profile.core.name}"
-        errors = f"median error {checked.median_percent:.1f} %, worst {checked.worst_percent:.1f} %"
-        rows = [("latencies", f"{cases}: {errors}")]
+    rows = [("latencies", said) for said in _said_of(checked)]
     for format, error in cost_errors.items():
         state = (
             f"median error {100 * error.median:.1f} %, nine of ten within {100 * error.p90:.1f} %"
@@ -202,6 +198,19 @@ def _trust(
         )
         rows.append((f"operators, {format}", state))
     return rows
+
+
+def _said_of(checked: Checked | None) -> list[str]:
+    if checked is None:
+        return ["no published latency was checked for this core"]
+    said = []
+    if found := checked.same_runtime:
+        cases = f"{found.count} published case{'s' * (found.count != 1)} with this core and runtime"
+        said.append(f"{cases}: median error {found.median_error:.1%}, worst {found.worst_error:+.1%}")
+    if checked.other_cases:
+        order = "" if (low := checked.other_correlation) is None else f": rank correlation at least {low:.3f}"
+        said.append(f"{checked.other_cases} published cases with this core and another runtime{order}")
+    return said
 
 
 def _size(cache: Any) -> str:

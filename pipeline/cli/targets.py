@@ -9,7 +9,6 @@ from pipeline.cli.group import Group
 from pipeline.cli.speaking import speaking
 from pipeline.cli.validate import command as validate
 from reports.console import Console
-from reports.profiles import Checked, profile_json, profile_table, profile_view
 from targets.profile import list_profiles, load_profile
 
 
@@ -22,6 +21,8 @@ def command() -> None:
 @speaking
 def list_targets(console: Console) -> None:
     """Every target profile."""
+    from reports.profiles import profile_table
+
     profiles = list_profiles()
     console.result([profile_table(profiles)], targets=[profile.name for profile in profiles])
 
@@ -31,10 +32,11 @@ def list_targets(console: Console) -> None:
 @speaking
 def show(target: str, console: Console) -> None:
     """The facts of TARGET, where each comes from, what is not known, and how far its latencies were checked."""
+    from reports.profiles import checked_cases, profile_json, profile_view
     from targets.cost import shipped_errors
 
     profile = load_profile(target)
-    checked = Checked.of(profile.core) if profile.core else None
+    checked = checked_cases(profile.core) if profile.core else None
     errors = shipped_errors(profile)
     console.result(profile_view(profile, checked, errors), **profile_json(profile, checked, errors))
 

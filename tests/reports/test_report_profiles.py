@@ -8,10 +8,12 @@ import json
 import pytest
 from rich.console import Console
 
+from reports import profiles
 from reports.profiles import (
     STAND_IN,
     Checked,
     cache_facts,
+    checked_cases,
     clock_facts,
     core_facts,
     memory_facts,
@@ -21,12 +23,15 @@ from reports.profiles import (
 )
 from targets.cost import RelativeError
 from targets.profile import list_profiles, load_profile
+from targets.validation import validate
+from targets.validation.validate import Agreement, Case, Results
 
+CHECKED = Checked(Agreement(12, 0.0614, -0.138, 11), 9, 0.983)
 PHONES = [profile for profile in list_profiles() if profile.core]
 
 
 def text(parts, width: int = 100) -> str:
-    console = Console(width=width, no_color=True)
+    console = Console(width=width, no_color=True, markup=False, highlight=False)
     with console.capture() as captured:
         for part in parts:
             console.print(part)
@@ -53,9 +58,9 @@ def test_what_stands_in_is_marked_and_what_is_measured_is_not():
 
 
 def test_the_list_names_each_target_once_within_eighty_columns_and_generic_ones_last():
-    profiles = list_profiles()
-    lines = [line.split()[0] for line in text([profile_table(profiles)], width=80).splitlines()[1:] if line.strip()]
-    assert sorted(lines) == sorted(profile.name for profile in profiles), "no line is broken in two"
+    known = list_profiles()
+    lines = [line.split()[0] for line in text([profile_table(known)], width=80).splitlines()[1:] if line.strip()]
+    assert sorted(lines) == sorted(profile.name for profile in known), "no line is broken in two"
     generic = [name.startswith("generic-") for name in lines]
     assert lines[0] == "host" and generic == sorted(generic)
 
@@ -67,19 +72,29 @@ def test_numbers_in_names_are_ordered_as_numbers():
     assert shown.index("a78") < shown.index("a510") < shown.index("x1")
 
 
-def case(core: str, published: float, emulated: float) -> dict:
-    return {"core": core, "published_ms": published, "emulated_ms": emulated}
+def case(profile: str, core: str, published: float, emulated: float, comparable: str = "same runtime") -> Case:
+    return Case(
+        profile=profile, network=f"n{published}", precision="fp32", threads=1, published_ms=published, runtime="r",
+        source="s", comparable=comparable, note="", core=core, emulated_ms=emulated,
+        profile_version=load_profile(profile).version,
+    )  # fmt: skip
 
 
-def test_published_cases_count_for_the_core_they_are_of(tmp_path):
-    core, path = load_profile("pixel-4-cpu").core, tmp_path / "results.json"
-    assert Checked.of(core, path) is None
-    cases = [case("Cortex-A76", 10, 11), case("Cortex-A76", 10, 9.5), case("Cortex-A76", 8, 10), case("A75", 1, 9)]
-    path.write_text(json.dumps({"cases": cases}))
-    checked = Checked.of(core, path)
-    assert checked.cases == 3
-    assert (checked.median_percent, checked.worst_percent) == pytest.approx((10, 25))
-    assert Checked.of(load_profile("pixel-3a-cpu").core, path) is None
+def test_published_cases_count_for_the_core_they_are_of(tmp_path, monkeypatch):
+    core = load_profile("pixel-4-cpu").core
+    for module in (profiles, validate):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results.json")
+    assert checked_cases(core) is None
+    cases = [case("raspberry-pi-5", "Cortex-A76", *pair) for pair in ((10, 11), (12, 11.4), (8, 10))]
+    cases += [case("pixel-4-cpu", "Cortex-A76", ms, 2 * ms, "other runtime") for ms in (10, 20, 30)]
+    cases += [case("pixel-2-cpu", "Cortex-A73", 1, 9)]
+    validate.write(Results("planish targets validate", "2025-01-01", {}, tuple(cases)))
+    checked = checked_cases(core)
+    assert checked.same_runtime.count == 3 and checked.other_cases == 3
+    assert (checked.same_runtime.median_error, checked.same_runtime.worst_error) == pytest.approx((0.10, 0.25))
+    assert checked.other_correlation == pytest.approx(1)
+    assert checked_cases(load_profile("pixel-3a-cpu").core) is None
+    assert checked_cases(load_profile("pixel-2-cpu").core).other_correlation is None
 
 
 def test_a_profile_says_how_far_to_trust_it():
@@ -87,14 +102,15 @@ def test_a_profile_says_how_far_to_trust_it():
     nothing = text(profile_view(profile, None, {"tflite": None}))
     assert "no published latency was checked for this core" in nothing
     assert "no table is shipped; `planish targets cost pixel-4-cpu` builds it" in nothing
-    known = text(profile_view(profile, Checked(12, 6.14, 13.8), {"tflite": RelativeError(0.031, 0.082)}))
-    assert "12 published cases with a Cortex-A76: median error 6.1 %, worst 13.8 %" in known
+    known = text(profile_view(profile, CHECKED, {"tflite": RelativeError(0.031, 0.082)}), width=200)
+    assert "12 published cases with this core and runtime: median error 6.1%, worst -13.8%" in known
+    assert "9 published cases with this core and another runtime: rank correlation at least 0.983" in known
     assert "median error 3.1 %, nine of ten within 8.2 %" in known
 
 
 def test_the_json_form_carries_every_field():
     profile = load_profile("pixel-4-cpu")
-    record = json.loads(json.dumps(profile_json(profile, Checked(2, 1.0, 2.0), {"onnx": None})))
+    record = json.loads(json.dumps(profile_json(profile, CHECKED, {"onnx": None})))
     assert record["l2"] == {"kib": 512, "ways": 8, "latency_ns": profile.l2.latency_ns, "shared": False}
     assert record["sources"] == profile.sources and record["core"]["unknown"] == profile.core.unknown
-    assert record["checked"]["cases"] == 2 and record["cost_errors"] == {"onnx": None}
+    assert record["checked"]["same_runtime"]["count"] == 12 and record["cost_errors"] == {"onnx": None}
