@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.table import Table
@@ -11,8 +12,6 @@ from rich.table import Table
 from pipeline.cli.speaking import speaking
 from reports.console import Console
 from targets.errors import UsageError
-
-FORMATS = ("tflite", "onnx", "pte")
 
 
 @click.command("measure")
@@ -76,10 +75,11 @@ def _write_sample(
     import numpy as np
 
     from calibration.dataset import open_samples
+    from targets.measure import Format
     from targets.runners.artifact import ArtifactError, open_artifact
 
     format = artifact.suffix.lstrip(".")
-    if format not in FORMATS:
+    if format not in get_args(Format):
         raise UsageError(
             "this kind of artifact cannot be measured",
             where=str(artifact),

@@ -43,7 +43,7 @@ from targets.arm.parts import (
 from targets.arm.qemu import run_python
 from targets.cache import exclusive, staged_directory
 from targets.profile import load_profile
-from targets.runners import artifact, executorch
+from targets.runners import artifact, ending, executorch
 
 __all__ = ["ensure", "is_ready", "require"]
 
@@ -221,7 +221,7 @@ def _build_pycache(into: Path, progress: Progress) -> None:
     )
     if done.returncode != 0:
         raise environment_missing(
-            "the emulated runtimes do not start",
-            done.stderr.strip()[-300:],
+            f"the emulated runtimes do not start ({ending(done.returncode)})",
+            done.stderr.strip()[-300:] or "no output",
             "use Debian 12 (the tested system) or a container of it",
         )
