@@ -124,7 +124,7 @@ def cores() -> list[Profile]:
 @pytest.mark.emulator
 @pytest.mark.parametrize("profile", cores(), ids=lambda profile: profile.core.name)
 def test_a_runtime_is_told_the_same_features_by_both_its_sources(emulator, profile):
-    """Runtimes read /proc/cpuinfo, which the profile writes, and the kernel's capability bits, which QEMU's CPU sets."""
+    """Runtimes read /proc/cpuinfo, which the profile writes, and the kernel's capability bits, which QEMU sets."""
     done = run_python(emulator, profile, ["-c", HWCAP_OF_GUEST])
     bits = int(done.stdout)
     reported = {feature for feature, bit in HWCAP.items() if bits >> bit & 1}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 
+import numpy
 import pytest
 
 from targets.arm import debian, parts, setup
@@ -12,6 +15,7 @@ from targets.cache import cache_root, staged_directory, write_atomic
 from targets.errors import MissingEnvironmentError
 from targets.measure import measure
 from targets.profile import load_profile
+from targets.runners import executorch
 
 APT = """#!/bin/sh
 case "$*" in *install*) echo "{install}"; exit 100;; *) echo "{update}"; exit 0;; esac
@@ -176,3 +180,122 @@ def test_unpacking_needs_no_root_and_no_system_state(tmp_path):
         )
     )
     assert "AllowUnauthenticated" not in conf
+
+
+def build_parts(*names: str) -> parts.Emulator:
+    """Parts with one file each, as whole as the real ones as far as planish can tell."""
+    places = parts.emulator()
+    for name in names or vars(places):
+        part = getattr(places, name)
+        part.mkdir(parents=True)
+        (part / "file").write_text("content")
+        parts.record_contents(part)
+    return places
+
+
+def only_lock_and(*kept: Path) -> set[str]:
+    return {"setup.lock", *(path.name for path in kept)}
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda part: (part / "file").unlink(), "1 of its 1 files are missing or have another size, file first"),
+        (lambda part: (part / "file").write_text("con"), "1 of its 1 files are missing or have another size"),
+        (lambda part: (part / parts.CONTENTS).unlink(), "its list of files cannot be read"),
+        (lambda part: (part / parts.CONTENTS).write_text('{"fi'), "its list of files cannot be read"),
+    ],
+)
+def test_a_damaged_part_is_said_before_anything_runs_and_built_again(empty_cache, monkeypatch, small, harm, why):
+    places = build_parts()
+    assert parts.require() == places and setup.is_ready()
+    harm(places.sysroot)
+    assert not setup.is_ready()
+    with pytest.raises(MissingEnvironmentError) as caught:
+        measure(small["tflite"][0], format="tflite", profile=load_profile("pixel-4-cpu"), inputs=small["tflite"][1])
+    assert (caught.value.code, caught.value.where) == ("EMULATOR_DAMAGED", str(places.sysroot))
+    assert why in caught.value.why and "`planish targets setup pixel-4-cpu`" in caught.value.fix
+    assert str(caught.value).count("\n") == 3
+
+    monkeypatch.setattr(setup, "require_programs", lambda *args: None)
+    monkeypatch.setattr(setup, "_build_sysroot", lambda into, progress: (into / "new").write_text("new"))
+    said = []
+    assert setup.ensure(said.append) == places == parts.require()
+    assert "again" in said[0] and places.sysroot.name in said[0]
+    assert [path.name for path in places.sysroot.iterdir() if path.name != parts.CONTENTS] == ["new"]
+    assert (places.tools / "file").exists(), "what was whole is kept"
+
+
+@pytest.mark.emulator
+def test_the_emulator_as_it_was_set_up_is_whole(emulator):
+    assert [parts.damage(part) for part in vars(emulator).values()] == [None] * 4
+
+
+def test_an_instruction_counter_that_does_not_compile_is_quoted(empty_cache, tmp_path, monkeypatch):
+    fake_programs(tmp_path / "bin", monkeypatch, "", "")
+    (tmp_path / "bin/gcc").write_text(
+        "#!/bin/sh\necho 'In file: note' >&2; echo 'x.c:3:1: error: no stdio.h' >&2; exit 1"
+    )
+    places = build_parts("tools", "sysroot")
+    with pytest.raises(MissingEnvironmentError) as caught:
+        setup.ensure()
+    assert caught.value.code == "EMULATOR_MISSING" and caught.value.what == "the instruction counter does not compile"
+    assert caught.value.why == "x.c:3:1: error: no stdio.h" and "apt-get install" in caught.value.fix
+    assert {path.name for path in places.plugin.parent.iterdir()} == only_lock_and(places.tools, places.sysroot)
+
+
+def test_a_runtime_that_does_not_start_is_said_with_how_it_ended(empty_cache, monkeypatch):
+    places = build_parts("tools", "sysroot", "plugin")
+    monkeypatch.setattr(setup, "require_programs", lambda *args: None)
+    ended = subprocess.CompletedProcess([], -signal.SIGILL, stdout="", stderr="qemu: uncaught target signal 4")
+    monkeypatch.setattr(setup, "run_python", lambda *args, **options: ended)
+    with pytest.raises(MissingEnvironmentError) as caught:
+        setup.ensure()
+    assert "SIGILL" in caught.value.what and caught.value.why == "qemu: uncaught target signal 4"
+    assert not places.pycache.exists()
+
+
+def test_a_runner_that_does_not_compile_for_the_phone_leaves_no_sysroot(tmp_path, monkeypatch):
+    def compiler(packages, architecture, into, **options):
+        gxx = into / "usr/bin/aarch64-linux-gnu-g++"
+        gxx.parent.mkdir(parents=True)
+        gxx.write_text("#!/bin/sh\necho 'executorch.cpp:8:10: fatal error: no such header' >&2; exit 1")
+        gxx.chmod(0o755)
+
+    monkeypatch.setattr(setup, "unpack", compiler)
+    package = tmp_path / "executorch"
+    package.mkdir()
+    with pytest.raises(MissingEnvironmentError) as caught:
+        setup._build_executorch_runner(package, tmp_path, lambda message: None)
+    assert "no such header" in caught.value.why and "pip install" in caught.value.fix
+    assert [path.name for path in tmp_path.iterdir()] == ["executorch"], "the compiler is gone"
+
+
+def test_the_runner_of_this_machine_is_compiled_once(empty_cache):
+    first = executorch.library()
+    before = first.stat().st_mtime_ns
+    assert executorch.library() == first and first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("gxx", "why", "fix"),
+    [
+        (None, "not found on the PATH: g++", "apt-get install g++"),
+        ("echo 'executorch.cpp:8:10: fatal error: no such header' >&2; exit 1", "no such header", "GCC"),
+    ],
+)
+def test_without_a_working_compiler_a_program_cannot_be_run_here(empty_cache, tmp_path, monkeypatch, gxx, why, fix):
+    (tmp_path / "bin").mkdir()
+    if gxx:
+        (tmp_path / "bin/g++").write_text(f"#!/bin/sh\n{gxx}")
+        (tmp_path / "bin/g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    program = tmp_path / "model.pte"
+    program.write_bytes(b"")
+    numpy.savez(tmp_path / "model.npz", x=numpy.zeros(1))
+    with pytest.raises(MissingEnvironmentError) as caught:
+        measure(program, format="pte", profile=load_profile("host"), inputs=tmp_path / "model.npz")
+    assert (caught.value.code, caught.value.exit_code) == ("EXECUTORCH_RUNNER_MISSING", 6)
+    assert why in caught.value.why and fix in caught.value.fix
+    assert str(caught.value).count("\n") == 3
+    assert not [*empty_cache.rglob("*.so")] and not [*empty_cache.glob("executorch/*")]
