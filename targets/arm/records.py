@@ -18,7 +18,6 @@ from typing import Any
 
 # ARM64 Linux's numbers of the system calls at whose entry a record of the main thread ends.
 CLOSE, CLOCK_GETTIME, GETCPU, GETPID = MARKS = (57, 113, 168, 172)
-STEP_EDGES = 4  # before the first operator: two of LiteRT's "buffer registration", one each of "invoke" and "Invoke"
 
 
 def owned(operators: Sequence[dict[str, Any]], ends: Sequence[int], format: str) -> list[list[int]]:
@@ -55,21 +54,15 @@ def _of_onnxruntime(operators: Sequence[dict[str, Any]], ends: Sequence[int]) ->
 
 
 def _of_litert(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[list[int]]:
-    """A read of the clock that a close follows is the edge of a step; the others are the operators'."""
-    reads: list[int] = []
-    steps: set[int] = set()  # positions in `reads`
-    for index, call in enumerate(ends):
-        if call == CLOCK_GETTIME:
-            reads.append(index)
-        elif call == CLOSE and reads:
-            steps.add(len(reads) - 1)
-    found, position = [], STEP_EDGES
-    for operator in operators:
-        if operator["first"]:  # has a read of its own before it
-            position += 1
-        if position < len(reads):
-            found.append(list(range(reads[position - 1] + 1, reads[position] + 1)))
-        position += 1
-    if steps != {*range(STEP_EDGES), *range(position, len(reads))} or len(reads) != position + STEP_EDGES:
+    """Reads of the clock are the operators', but for those that a close follows: these are the runtime's steps'."""
+    calls = [index for index, call in enumerate(ends) if call in (CLOCK_GETTIME, CLOSE)]
+    followed = [ends[after] == CLOSE for after in calls[1:]] + [False]
+    reads = [index for index, step in zip(calls, followed) if ends[index] == CLOCK_GETTIME and not step]
+    if len(reads) != len(operators) + sum(operator["first"] for operator in operators):
         raise ValueError(f"{len(operators)} operators, but {len(reads)} reads of the clock")
+    found, position = [], 0
+    for operator in operators:
+        position += operator["first"]  # it has a read of its own before it
+        found.append(list(range(reads[position - 1] + 1, reads[position] + 1)))
+        position += 1
     return found
