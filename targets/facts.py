@@ -41,10 +41,10 @@ class FactFile:
         Raises:
             UsageError: `PROFILE_INVALID` for what is not TOML, or sources that are not strings.
         """
-        text = path.read_text(encoding="utf-8")
         try:
+            text = path.read_text(encoding="utf-8")
             facts = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise invalid(path, f"it is not TOML: {error}") from error
         notes = [facts.pop(name, {}) for name in ("sources", "unknown")]
         for name, table in zip(("sources", "unknown"), notes):

@@ -80,6 +80,7 @@ def test_an_unknown_target_names_the_nearest_and_the_list():
         ('soc = "Snapdragon 855"', "", "missing: soc"),
         ('soc = "Snapdragon 855"', 'soc = "Snapdragon 855"\nram = 6', "unknown: ram"),
         ('core = "cortex-a76"', 'core = "cortexa76"', "did you mean 'cortex-a76'?"),
+        ('core = "cortex-a76"', "", "missing: core"),
         ('core = "cortex-a76"', "core = 76", "core is the name of a file of cores/"),
         ("clock_ghz = 2.84", 'clock_ghz = "2.84"', "clock_ghz is a number, not '2.84'"),
         ("clock_ghz = 2.84", "clock_ghz = 2840.0", "clock_ghz is 2840; it must lie between 0.1 and 6 GHz"),
@@ -141,3 +142,31 @@ def test_no_fact_goes_without_its_source(tmp_path_factory, path, data):
     with pytest.raises(UsageError) as caught:
         read(copy)
     assert f"[sources] does not say where the value comes from: {field}" in caught.value.why
+
+
+@given(path=st.sampled_from([path for path in FILES if path.stem != "host"]), data=st.data())
+def test_no_number_may_be_absurd(tmp_path_factory, path, data):
+    text = path.read_text(encoding="utf-8")
+    facts, fields = tomllib.loads(text), []
+    for name, value in facts.items():
+        inner = value.items() if isinstance(value, dict) and name not in ("sources", "unknown") else [(None, value)]
+        fields += [(name, key) for key, number in inner if type(number) in (int, float)]
+    table, key = data.draw(st.sampled_from(fields))
+    head = text[: text.index("[sources]")]
+    begin = head.index(f"[{table}]") if key else 0
+    line = next(line for line in head[begin:].splitlines() if line.startswith(f"{key or table} = "))
+    absurd = data.draw(st.sampled_from(["-1", "1e7", "10000000", "nan", "inf"]))
+    room = tmp_path_factory.mktemp("files") / path.parent.name
+    changed = head[begin:].replace(line, f"{key or table} = {absurd}", 1)
+    copy = write(room, head[:begin] + changed + text[text.index("[sources]") :], path.name)
+    with pytest.raises(UsageError) as caught:
+        read(copy)
+    assert caught.value.code == "PROFILE_INVALID"
+    assert (f"{table}.{key}" if key else table) in caught.value.why
+
+
+def test_a_file_that_is_no_text_says_so(tmp_path):
+    (tmp_path / "phone.toml").write_bytes(b'title = "\xff"')
+    with pytest.raises(UsageError, match="cannot be used") as caught:
+        read_profile(tmp_path / "phone.toml")
+    assert "it is not TOML" in caught.value.why
