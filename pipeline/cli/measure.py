@@ -8,6 +8,7 @@ from typing import get_args
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cli.speaking import speaking
 from reports.console import Console
@@ -62,7 +63,7 @@ def command(
         )
     advice = recommend(measured) if len(shapes) == 1 else None  # inputs of other sizes: other networks
     console.result(
-        [table, *([advice.text] if advice else [])],
+        [table, *([Text(advice.text)] if advice else [])],
         measurements=[m.to_json() for m in found],
         recommendation=advice.to_json() if advice else None,
     )

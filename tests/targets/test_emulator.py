@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import pytest
 
 from targets.arm import timing
 from targets.arm.counts import Block
-from targets.errors import UsageError
+from targets.errors import PlanishError, UsageError
 from targets.measure import Measurement, measure, measure_many
 from targets.profile import load_profile
 from targets.runners import emulator as emulator_runner
@@ -91,6 +92,17 @@ def test_a_file_that_is_no_artifact_is_the_users_error(emulator, small, tmp_path
     with pytest.raises(UsageError) as caught:
         measure(broken, format="tflite", profile=load_profile("pixel-4-cpu"), inputs=small["tflite"][1])
     assert caught.value.code == "ARTIFACT_UNUSABLE" and "broken.tflite" in caught.value.where
+
+
+def test_a_runtime_that_crashes_under_emulation_is_said_with_how_it_ended(emulator, small, monkeypatch):
+    crash = ["/bin/sh", "-c", "echo 'qemu: uncaught target signal 11' >&2; kill -SEGV $$"]
+    monkeypatch.setattr(emulator_runner.qemu, "command", lambda *args, **options: crash)
+    with pytest.raises(PlanishError) as caught:
+        measure(small["onnx"][0], format="onnx", profile=load_profile("pixel-4-cpu"), inputs=small["onnx"][1])
+    assert caught.value.code == "EMULATION_FAILED" and "small.onnx" in caught.value.where
+    assert re.search(r"SIGSEGV|exit status -11", caught.value.what)
+    assert "uncaught target signal 11" in caught.value.why and "--target host" in caught.value.fix
+    assert str(caught.value).count("\n") == 3
 
 
 def test_blocks_are_timed_by_what_they_do(emulator):

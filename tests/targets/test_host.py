@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy
 import pytest
 
-from targets.errors import UsageError
+from targets.errors import PlanishError, UsageError
 from targets.measure import Measurement, measure, measure_many
 from targets.profile import load_profile
 from targets.runners import host
@@ -28,7 +29,8 @@ def test_measurements_come_in_the_order_asked_with_samples_and_an_interval(measu
         assert measurement.n == len(measurement.samples_ms) >= 30
         assert 0 < measurement.low_ms <= measurement.median_ms <= measurement.high_ms
         assert measurement.instructions is None and measurement.cycles is None
-        assert measurement.state["threads"] == 1 and isinstance(measurement.state["steady"], bool)
+        assert measurement.threads == measurement.state["threads"] == len(measurement.state["cpus"]) == 1
+        assert isinstance(measurement.state["steady"], bool) and measurement.state["isa"]
         assert Measurement.from_json(json.loads(json.dumps(measurement.to_json()))) == measurement
 
 
@@ -102,3 +104,45 @@ def test_an_unknown_format_is_refused(small):
     with pytest.raises(UsageError) as caught:
         measure(small["tflite"][0], format="tfite", profile=HOST, inputs=small["tflite"][1])
     assert caught.value.code == "FORMAT_UNKNOWN" and "did you mean 'tflite'?" in caught.value.fix
+
+
+@pytest.mark.parametrize("format", ["tflite", "onnx"])
+def test_each_thread_has_a_cpu_of_its_own(wider, format):
+    threads = min(2, len(os.sched_getaffinity(0)))
+    artifact, inputs = wider[format]
+    found = measure(artifact, format=format, profile=HOST, inputs=inputs, budget_s=0.05, threads=threads)
+    assert found.threads == found.state["threads"] == len(set(found.state["cpus"])) == threads
+
+
+def test_more_threads_than_cpus_are_refused(small):
+    cpus = len(os.sched_getaffinity(0))
+    with pytest.raises(UsageError) as caught:
+        measure(small["onnx"][0], format="onnx", profile=HOST, inputs=small["onnx"][1], threads=cpus + 1)
+    assert caught.value.code == "THREADS_TOO_MANY" and f"at most {cpus}" in caught.value.fix
+
+
+def test_more_threads_than_the_cluster_has_cores_are_refused(small):
+    phone = load_profile("pixel-4-cpu")
+    with pytest.raises(UsageError) as caught:
+        measure(small["onnx"][0], format="onnx", profile=phone, inputs=small["onnx"][1], threads=phone.cores + 1)
+    assert caught.value.code == "THREADS_TOO_MANY" and phone.core.name in caught.value.why
+
+
+def test_a_runtime_that_is_killed_is_said_with_the_signal(small, tmp_path, monkeypatch):
+    (tmp_path / "killed.py").write_text(
+        "import os, sys\nprint('last words', file=sys.stderr, flush=True)\nos.abort()\n"
+    )
+    monkeypatch.setattr(host, "ROOT", tmp_path)
+    monkeypatch.setattr(host, "WORKER", "killed")
+    with pytest.raises(PlanishError) as caught:
+        measure(small["onnx"][0], format="onnx", profile=HOST, inputs=small["onnx"][1])
+    assert caught.value.code == "RUNTIME_FAILED" and "SIGABRT" in caught.value.what
+    assert "last words" in caught.value.why and "small.onnx" in caught.value.where
+    assert str(caught.value).count("\n") == 3
+
+
+def test_a_file_that_is_no_program_is_the_users_error(small, tmp_path):
+    (tmp_path / "model.pte").write_bytes(b"rubbish")
+    with pytest.raises(UsageError) as caught:
+        measure(tmp_path / "model.pte", format="pte", profile=HOST, inputs=small["onnx"][1])
+    assert caught.value.code == "ARTIFACT_UNUSABLE" and "cannot load it: Error::Invalid" in caught.value.why
