@@ -41,7 +41,7 @@ class IssueRule:
     latency: int = 1  # cycles until another instruction may read the result
     forward: int = 0  # cycles until the next accumulation into the same register; 0: `latency`
     later: int = 0  # cycles more for each further register of a load
-    late: int = 0  # cycles after issue at which a store needs its data, one more for each further register
+    late: int = 0  # cycles after issue at which it needs what it stores or inserts; one more for each further register
     lanes: int = 0  # 64-bit floating-point lanes, in the cycle of issue
     pipe: str = ""  # the pipe that is taken for `cycles`; empty: none
     cycles: int = 1

@@ -35,6 +35,7 @@ class Pipeline:
     busy: dict[str, int] = field(default_factory=dict)  # pipe -> first cycle it is free
     ready: dict[str, int] = field(default_factory=dict)  # register -> first cycle it can be read
     accumulate: dict[str, int] = field(default_factory=dict)  # the same for adding to it
+    written: dict[str, int] = field(default_factory=dict)  # register -> cycle after the issue of what writes it
     closed: set[int] = field(default_factory=set)  # cycles in which no vector load issues
 
     def issue(self, text: str) -> None:
@@ -42,10 +43,12 @@ class Pipeline:
         line = " ".join(text.split())
         rule, operands = _rule(line, self.core), operands_of(line)
         when = max((self.ready.get(name, 0) for name in operands.sources), default=0)
-        for index, name in enumerate(operands.stored):
+        for index, name in enumerate(operands.data):
             when = max(when, self.ready.get(name, 0) - rule.late - index)
         if operands.accumulator:
             when = max(when, self.accumulate.get(operands.accumulator, 0))
+        if operands.merged:  # lanes come together in the register, which costs an order and not a wait
+            when = max(when, self.written.get(operands.merged, 0))
         self._advance(max(when, self.busy.get(rule.pipe, 0)))
         while not self._fits(rule):
             self._advance(self.cycle + 1)
@@ -65,6 +68,7 @@ class Pipeline:
     def _take(self, rule: IssueRule, operands: Operands) -> None:
         for index, name in enumerate(operands.results):
             before = self.ready.get(name, 0) if operands.merged else 0  # the other lanes keep their own time
+            self.written[name] = self.cycle + 1
             self.ready[name] = max(before, self.cycle + rule.latency + index * rule.later)
             forwarded = rule.forward and name == operands.accumulator
             self.accumulate[name] = self.cycle + rule.forward if forwarded else self.ready[name]

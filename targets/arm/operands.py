@@ -34,7 +34,7 @@ class Operands:
 
     sources: tuple[str, ...]  # read at issue
     results: tuple[str, ...]
-    stored: tuple[str, ...] = ()  # data of a store
+    data: tuple[str, ...] = ()  # what a store stores, or the general register that is put into a lane
     accumulator: str = ""  # read and written by a multiply-accumulate or its like
     merged: str = ""  # vector register of which one lane is written
     base: str = ""  # written back by a pre- or post-indexed access
@@ -47,9 +47,9 @@ def operands_of(line: str) -> Operands:
     address = ADDRESS.search(text)
     before, after = (text[: address.start()], text[address.end() :]) if address else (text, "")
     named, sources, results = _registers(before), _registers(after), []
-    stored, accumulator, merged, base = (), "", "", ""
+    data, accumulator, merged, base = (), "", "", ""
     if mnemonic.startswith("st") and address:
-        stored = tuple(named)
+        data = tuple(named)
     elif NO_RESULT.match(mnemonic):
         sources += named
     elif named:
@@ -58,7 +58,7 @@ def operands_of(line: str) -> Operands:
         if ACCUMULATES.match(mnemonic):
             accumulator = results[0]
         elif LANE.match(before):
-            merged = results[0]
+            merged, data, sources = results[0], tuple(sources), []
         elif READS_RESULT.match(mnemonic):
             sources += results
     if address:
@@ -69,10 +69,8 @@ def operands_of(line: str) -> Operands:
         results.append("nzcv")
     if READS_FLAGS.match(mnemonic):
         sources.append("nzcv")
-    return Operands(tuple(dict.fromkeys(sources)), tuple(results), stored, accumulator, merged, base)
+    return Operands(tuple(dict.fromkeys(sources)), tuple(results), data, accumulator, merged, base)
 
 
 def _registers(text: str) -> list[str]:
-    return [
-        "sp" if stack else ("v" if vector else "x") + number for vector, _, number, stack in REGISTER.findall(text)
-    ]
+    return ["sp" if stack else ("v" if vector else "x") + number for vector, _, number, stack in REGISTER.findall(text)]
