@@ -18,9 +18,12 @@ from targets.runners import host
 FORMATS = ("tflite", "onnx", "pte")
 DOT, NO_DOT = "pixel-4-cpu", "raspberry-pi-4"
 HWCAP = {"atomics": 8, "fphp": 9, "asimdhp": 10, "asimdrdm": 12, "asimddp": 20}  # bits of AT_HWCAP in Linux on ARM64
-HWCAP_OF_GUEST = (
-    "import ctypes; read = ctypes.CDLL(None).getauxval; read.restype = ctypes.c_ulong; print(read(ctypes.c_ulong(16)))"
-)
+HWCAP_OF_GUEST = """
+import ctypes, numpy, onnxruntime, ai_edge_litert.interpreter  # each looks at the core when it is loaded
+read = ctypes.CDLL(None).getauxval
+read.restype = ctypes.c_ulong
+print(read(ctypes.c_ulong(16)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,7 @@ def cores() -> list[Profile]:
 def test_a_runtime_is_told_the_same_features_by_both_its_sources(emulator, profile):
     """Runtimes read /proc/cpuinfo, which the profile writes, and the kernel's capability bits, which QEMU sets."""
     done = run_python(emulator, profile, ["-c", HWCAP_OF_GUEST])
+    assert done.returncode == 0, done.stderr
     bits = int(done.stdout)
     reported = {feature for feature, bit in HWCAP.items() if bits >> bit & 1}
     assert reported == HWCAP.keys() & set(profile.core.features)
