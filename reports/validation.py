@@ -48,16 +48,14 @@ _OTHER = (
 
 
 def console_table(cases: Sequence[Case]) -> Table:
-    """One line a case."""
-    table = Table("target", "threads", "network", "runtime", "published ms", "emulated ms", "error", box=None)
+    """One line a case; against another runtime a ratio stands in the place of the error."""
+    table = Table("target", "threads", "network", "published ms", "emulated ms", "error", box=None, pad_edge=False)
     for case in cases:
         network = case.network if case.precision == "fp32" else f"{case.network} {case.precision}"
         far = case.comparable == "same runtime" and abs(case.error) > CLOSE
         error = f"{case.error:+.1%}" if case.comparable == "same runtime" else f"x {1 + case.error:.2f}"
         latencies = (significant(case.published_ms), significant(case.emulated_ms))
-        table.add_row(
-            case.profile, str(case.threads), network, case.runtime, *latencies, error, style="yellow" if far else None
-        )
+        table.add_row(case.profile, str(case.threads), network, *latencies, error, style="yellow" if far else None)
     return table
 
 
