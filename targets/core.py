@@ -95,7 +95,8 @@ def read_core(path: Path) -> Core:
     """
     file = FactFile.open(path)
     corrections = _read_rules(path, Correction, file.facts.pop("corrections", []), "corrections")
-    issue = _read_rules(path, IssueRule, file.facts.pop("issue", []), "issue")
+    issue = file.facts.pop("issue", [])
+    sibling = load_core(issue, asked_by=path) if isinstance(issue, str) else None  # the same design, other options
     facts = file.read(Core, without=("corrections", "issue", "version_text", "sources", "unknown"))
     file.require_sources(facts)
     if facts["in_order"] != (facts["window"] == 0):
@@ -103,8 +104,8 @@ def read_core(path: Path) -> Core:
     return Core(
         **facts,
         corrections=corrections,
-        issue=issue,
-        version_text=file.text,
+        issue=sibling.issue if sibling else _read_rules(path, IssueRule, issue, "issue"),
+        version_text=file.text + (sibling.version_text if sibling else ""),
         sources=file.sources,
         unknown=file.unknown,
     )

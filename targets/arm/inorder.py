@@ -20,8 +20,8 @@ from targets.arm.operands import Operands, operands_of
 from targets.core import Core, IssueRule
 
 LANES = 2  # 64-bit floating-point lanes
-WARM_UP = 4  # repetitions before the steady state is measured
-MEASURED = 8  # repetitions measured
+WARM_UP = 2  # repetitions before the steady state is measured
+MEASURED = 4  # repetitions measured
 
 
 @dataclass
