@@ -93,13 +93,14 @@ def _read_onnx(path: Path) -> list[GraphOperator]:
 
 
 def _module(node: Any, constants: list[str]) -> str:
+    """By the names of its parameters, else of the scope it was exported from: a fused batch norm leaves its own there."""
+    for name in constants:
+        if found := PARAMETER.fullmatch(name):
+            return found[1]
     for entry in node.metadata_props:
         if entry.key == MODULE:
             scopes = ast.literal_eval(entry.value)
             return scopes[-2] if len(scopes) > 1 else ""
-    for name in constants:
-        if found := PARAMETER.fullmatch(name):
-            return found[1]
     return ""
 
 

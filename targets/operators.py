@@ -87,8 +87,7 @@ class OperatorTime:
 
 
 def break_down(
-    records: Sequence[Counters],
-    ends: Sequence[int],
+    runs: Sequence[tuple[Sequence[Counters], Sequence[int]]],
     operators: Sequence[dict[str, Any]],
     graph: Sequence[GraphOperator],
     whole: Counters,
@@ -99,24 +98,31 @@ def break_down(
     """The operators of an inference in the order they ran; the last entry is the runtime's own work.
 
     Args:
-        records: of the main thread during a profiled inference, from its start to its end.
-        ends: system call that closed each of them.
-        operators: of that inference, from `runners/profiled.py`.
-        graph: of the artifact, from `targets.graph.read_graph`; its modules known as far as may be.
+        runs: (records, ends) of each of some equal profiled inferences: what the main thread counted, cut at the system
+            calls `ends` from the start of the inference to its end. Of an operator the fastest run counts: a profiler
+            only ever adds.
+        operators: of the last inference, from `runners/profiled.py`.
+        graph: of the artifact, from `targets.graph.read_graph`, with all modules that are known.
         whole: of the same inference without a profiler. Shares are of its cycles.
 
     Raises:
         ValueError: the records are not those of the operators.
     """
-    owners = owned(operators, ends, format)
-    spent = [sum((records[index] for index in mine), Counters()) for mine in owners]
-    if format == "onnx" and owners:
-        spent = _without_profiler(spent, sum(records[: owners[0][0]], Counters()), whole)
+    owners = [owned(operators, ends, format) for _, ends in runs]
+    by_run = [
+        [sum((records[index] for index in mine), Counters()) for mine in owner]
+        for (records, _), owner in zip(runs, owners)
+    ]
+    spent = [min(counters, key=lambda one: one.cycles) for counters in zip(*by_run)]
+    if format == "onnx" and spent:
+        records, before_first = runs[-1][0], owners[-1][0][0]
+        spent = _without_profiler(spent, sum(records[:before_first], Counters()), whole)
     matched = match(operators, graph, format)
     rows = [
         _row(operator, graph[matched[index]] if index in matched else None, counters)
         for index, (operator, counters) in enumerate(zip(operators, spent))
     ]
+    rows = [replace(row, module=module) for row, module in zip(rows, _modules(rows))]
     rows.append(_row({"name": RUNTIME, "kind": RUNTIME}, None, whole.less(sum(spent, Counters()))))
     total = whole.cycles or 1.0
     return tuple(replace(row, share=row.cycles / total, milliseconds=row.cycles / (clock_ghz * 1e6)) for row in rows)
@@ -160,7 +166,7 @@ def match(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], f
     if format == "onnx":
         nodes = {operator.name: index for index, operator in enumerate(graph) if operator.name}
         for index, operator in enumerate(operators):
-            node = nodes.pop(operator["name"].split("/")[0].removesuffix("_nchwc"), None)
+            node = nodes.pop(ADDED.sub("", operator["name"]), None)
             if node is not None:
                 found[index] = node
     left = [index for index in range(len(operators)) if index not in found]
@@ -169,6 +175,8 @@ def match(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], f
     pairs = align(left, right, lambda mine, its: agreement(operators[mine]["kind"], graph[its]))
     return found | {left[mine]: right[its] for mine, its in pairs}
 
+
+ADDED = re.compile(r"/.*|_nchwc|_token_\d+")  # by ONNX Runtime's optimisers to the names of nodes
 
 # Runtime's names that do not begin or end with the artifact's: pattern of the one, kinds of the other.
 ALSO = [
@@ -199,11 +207,8 @@ def agreement(kind: str, operator: GraphOperator) -> int:
     return WEIGHTED if operator.macs else 1
 
 
-def name_modules(graph: Sequence[GraphOperator], layers: Sequence[tuple[str, int]] = ()) -> list[GraphOperator]:
-    """The graph with the user's modules where the artifact does not name them.
-
-    Operators with weights take the name of a layer. The others, such as activations, take the innermost module that
-    holds both the operator with weights before them and the one after, if there is one.
+def name_modules(graph: Sequence[GraphOperator], layers: Sequence[tuple[str, int]]) -> list[GraphOperator]:
+    """The graph with the user's modules at those operators with weights which the artifact does not name (TFLite).
 
     Args:
         layers: (module, multiply-accumulates) in the order of execution, as `targets.graph.layers` gives them of an
@@ -211,19 +216,19 @@ def name_modules(graph: Sequence[GraphOperator], layers: Sequence[tuple[str, int
     """
     weighted = [index for index, operator in enumerate(graph) if operator.macs]
     pairs = align(weighted, layers, lambda index, layer: int(graph[index].macs == layer[1]))
-    names = {index: operator.module for index, operator in enumerate(graph) if operator.module}
-    names |= {weighted[mine]: layers[its][0] for mine, its in pairs if weighted[mine] not in names}
-    for index in range(len(graph)):
-        if index not in weighted and not graph[index].module:
-            before = next((names[other] for other in reversed(weighted) if other < index and other in names), "")
-            after = next((names[other] for other in weighted if other > index and other in names), "")
-            names[index] = ".".join(_common(before.split("."), after.split(".")))
-    return [replace(operator, module=names.get(index, "")) for index, operator in enumerate(graph)]
+    names = {weighted[mine]: layers[its][0] for mine, its in pairs}
+    return [replace(operator, module=operator.module or names.get(index, "")) for index, operator in enumerate(graph)]
 
 
-def _common(one: list[str], other: list[str]) -> list[str]:
-    """The parts that both paths begin with, the last of neither among them."""
-    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one[:-1], other[:-1]))]
+def _modules(rows: Sequence[OperatorTime]) -> list[str]:
+    """The rows' modules; where unknown, the innermost that holds the nearest known ones on either side."""
+    found = []
+    for index, row in enumerate(rows):
+        before = next((other.module for other in reversed(rows[:index]) if other.module), "")
+        after = next((other.module for other in rows[index + 1 :] if other.module), "")
+        pairs = zip(before.split(".")[:-1], after.split(".")[:-1])
+        found.append(row.module or ".".join(part for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return found
 
 
 def align(left: Sequence[A], right: Sequence[B], score: Callable[[A, B], int]) -> list[tuple[int, int]]:
