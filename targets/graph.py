@@ -93,7 +93,7 @@ def _read_onnx(path: Path) -> list[GraphOperator]:
 
 
 def _module(node: Any, constants: list[str]) -> str:
-    """By the names of its parameters, else of the scope it was exported from: a fused batch norm leaves its own there."""
+    """By the names of its parameters, else by the scope it was exported from, which a fused batch norm replaces."""
     for name in constants:
         if found := PARAMETER.fullmatch(name):
             return found[1]

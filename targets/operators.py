@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from targets.arm.records import owned
 from targets.graph import GraphOperator
 
-Bound = Literal["compute", "branches", "L1", "L2", "L3", "DRAM"]
+Bound = Literal["compute", "branches", "L1", "L2", "L3", "DRAM", "threads"]
 RUNTIME = "runtime"  # kind of the last entry: what an inference takes beside its operators
 WEIGHTED = 1000  # of an alignment: a pair of operators with weights outweighs any number of other pairs
 
@@ -33,21 +33,27 @@ class Counters:
     l2_cycles: float = 0  # waiting for lines that L2 had
     l3_cycles: float = 0  # ... that L3 had
     dram_cycles: float = 0  # ... that memory had, its bandwidth included
+    thread_cycles: float = 0  # waiting for other threads
 
     @property
     def cycles(self) -> float:
-        return self.core_cycles + self.branch_cycles + self.l2_cycles + self.l3_cycles + self.dram_cycles
+        return sum(self._causes.values())
 
     @property
-    def bound(self) -> Bound:
-        """The largest cause of its cycles. "L1": the core is busy, but mostly with loads and stores."""
-        causes: dict[Bound, float] = {
+    def _causes(self) -> dict[Bound, float]:
+        return {
             "compute": self.core_cycles,
             "branches": self.branch_cycles,
             "L2": self.l2_cycles,
             "L3": self.l3_cycles,
             "DRAM": self.dram_cycles,
+            "threads": self.thread_cycles,
         }
+
+    @property
+    def bound(self) -> Bound:
+        """The largest cause of its cycles. "L1": the core is busy, but mostly with loads and stores."""
+        causes = self._causes
         largest = max(causes, key=causes.__getitem__)
         return "L1" if largest == "compute" and 2 * self.accesses >= self.instructions > 0 else largest
 
