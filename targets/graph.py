@@ -44,18 +44,24 @@ class GraphOperator:
         return macs(self.kind, self.in_shapes, self.out_shapes)
 
 
-def macs(kind: str, in_shapes: Sequence[Sequence[int]], out_shapes: Sequence[Sequence[int]]) -> int:
-    """Multiply-accumulates of an operator by the names of ONNX, ONNX Runtime and TFLite."""
+def macs(kind: str, in_shapes: Sequence[Shape], out_shapes: Sequence[Shape]) -> int:
+    """Multiply-accumulates of an operator by the names of ONNX, ONNX Runtime and TFLite; 0 if a shape is unknown."""
+
+    def shape(shapes: Sequence[Shape], index: int) -> Shape:
+        return tuple(shapes[index]) if index < len(shapes) and shapes[index] else (0,)
+
+    first, second, out = shape(in_shapes, 0), shape(in_shapes, 1), shape(out_shapes, 0)
     if kind in CONVOLUTIONS:  # weights [out, in / groups, ...] or [out, ..., in / groups]
-        return math.prod(out_shapes[0]) * math.prod(in_shapes[CONVOLUTIONS[kind]][1:])
+        weights = shape(in_shapes, CONVOLUTIONS[kind])
+        return math.prod(out) * math.prod(weights[1:]) if any(weights) else 0
     if kind == "DEPTHWISE_CONV_2D":  # weights [1, height, width, out]
-        return math.prod(out_shapes[0]) * math.prod(in_shapes[1][1:3])
+        return math.prod(out) * math.prod(second[1:3]) if any(second) else 0
     if kind == "ConvTranspose":  # weights [in, out / groups, ...]: every input pixel reaches all of them
-        return math.prod(in_shapes[0]) * math.prod(in_shapes[1][1:])
+        return math.prod(first) * math.prod(second[1:]) if any(second) else 0
     if kind == "TRANSPOSE_CONV":  # inputs: shape, weights [out, height, width, in], activations
-        return math.prod(in_shapes[2]) * math.prod(in_shapes[1][:3])
+        return math.prod(shape(in_shapes, 2)) * math.prod(second[:3])
     if kind in MATRIX_PRODUCTS:  # [..., m, k] or its transpose times [..., k, n]
-        return math.prod(in_shapes[0]) * out_shapes[0][-1] if out_shapes[0] else math.prod(in_shapes[0])
+        return math.prod(first) * out[-1]
     return 0
 
 
