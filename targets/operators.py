@@ -172,9 +172,8 @@ def match(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], f
     if format == "onnx":
         nodes = {operator.name: index for index, operator in enumerate(graph) if operator.name}
         for index, operator in enumerate(operators):
-            node = nodes.pop(ADDED.sub("", operator["name"]), None)
-            if node is not None:
-                found[index] = node
+            if (name := _original(operator["name"], nodes)) in nodes:
+                found[index] = nodes.pop(name)
     left = [index for index in range(len(operators)) if index not in found]
     taken = set(found.values())
     right = [index for index, its in enumerate(graph) if index not in taken and (its.macs or format != "onnx")]
@@ -182,7 +181,12 @@ def match(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], f
     return found | {left[mine]: right[its] for mine, its in pairs}
 
 
-ADDED = re.compile(r"/.*|_nchwc|_token_\d+")  # by ONNX Runtime's optimisers to the names of nodes
+def _original(name: str, nodes: Mapping[str, int]) -> str:
+    """A node's name without what ONNX Runtime's optimisers append; names may have slashes of their own."""
+    while name not in nodes and (shorter := re.sub(r"(_nchwc|_token_\d+|/[^/]*)$", "", name)) != name:
+        name = shorter
+    return name
+
 
 # Runtime's names that do not begin or end with the artifact's: pattern of the one, kinds of the other.
 ALSO = [

@@ -75,14 +75,16 @@ def test_onnx_operators_are_matched_by_name_even_out_of_order():
         {"name": "node_a_token_3", "kind": "Split"},
         {"name": "node_c/MatMulScaleFusion//MatmulTransposeFusion/", "kind": "FusedMatMul"},
         {"name": "HardSigmoid_71", "kind": "HardSigmoid"},
+        {"name": "/features/0/Conv_nchwc", "kind": "Conv"},
     ]
     graph = [
         GraphOperator("node_a", "Gather", ((3, 4),), ((4,),)),
         GraphOperator("node_h", "HardSigmoid", ((4,),), ((4,),)),
         GraphOperator("node_b", "Conv", ((1, 3, 5, 5), (8, 3, 1, 1)), ((1, 8, 5, 5),)),
         GraphOperator("node_c", "MatMul", ((2, 3), (3, 4)), ((2, 4),)),
+        GraphOperator("/features/0/Conv", "Conv", (), ()),
     ]
-    assert match(operators, graph, "onnx") == {0: 2, 1: 0, 2: 3}
+    assert match(operators, graph, "onnx") == {0: 2, 1: 0, 2: 3, 4: 4}
 
 
 def test_onnx_nodes_without_a_name_are_matched_by_their_order():
