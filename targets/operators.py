@@ -183,8 +183,9 @@ def match(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], f
 
 def _original(name: str, nodes: Mapping[str, int]) -> str:
     """A node's name without what ONNX Runtime's optimisers append; names may have slashes of their own."""
-    while name not in nodes and (shorter := re.sub(r"(_nchwc|_token_\d+|/[^/]*)$", "", name)) != name:
-        name = shorter
+    while name and name not in nodes:
+        shorter = re.sub(r"(_nchwc|_token_\d+)$", "", name)
+        name = shorter if shorter != name else name.rpartition("/")[0]
     return name
 
 
