@@ -21,6 +21,24 @@ class Prefetch:
 
     streams: int = between(0, 64)  # it follows at a time
     lines: int = between(0, 64)  # it runs ahead of a stream
+    crosses_pages: bool  # by virtual address; else it learns a stream anew in every page of 4 KB
+
+
+@dataclass(frozen=True)
+class Tlb:
+    """Translation of data addresses, pages of 4 KB."""
+
+    entries: int = between(4, 256)
+    l2_entries: int = between(64, 4096)
+    l2_latency_cycles: int = between(1, 40)  # more, where the first level has no entry
+
+
+@dataclass(frozen=True)
+class WriteStreaming:
+    """After how many whole lines written in a row writes pass by a cache without reading the line; 0: never."""
+
+    l1_lines: int = between(0, 1024)
+    l2_lines: int = between(0, 1024)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +82,14 @@ class Core:
     features: tuple[str, ...]  # the "Features" line of /proc/cpuinfo
     dispatch_width: int = between(1, 16)  # micro-operations a cycle that the front end sustains
     window: int = between(0, 1024)  # micro-operations in flight; 0 for an in-order core
+    scheduler: int = between(0, 1024)  # vector micro-operations that wait to be issued; 0 for an in-order core
     mispredict_cycles: int = between(1, 40)
     line_fills: int = between(1, 128)  # outstanding fills of first-level data cache lines
+    l2_fills: int = between(1, 128)  # outstanding fills of second-level cache lines, on behalf of this core
+    l2_bytes_per_cycle: float = between(1, 128)  # from the second-level cache to the first
     prefetch: Prefetch
+    write_streaming: WriteStreaming
+    tlb: Tlb
     corrections: tuple[Correction, ...]  # where measured instructions contradict the LLVM model
     issue: tuple[IssueRule, ...]  # how an in-order core issues, where that was measured; else empty: LLVM's model
     version_text: str  # the whole file, for the version of the profiles that name the core

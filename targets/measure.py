@@ -112,8 +112,7 @@ def measure_many(
         if profile.kind == "host":
             found = host.time_artifacts(jobs, format, progress, threads=threads, budget_s=budget_s)
         else:
-            several = {"threads": threads} if threads != 1 else {}
-            found = emulator.time_artifacts(jobs, format, profile, progress, **several)
+            found = emulator.time_artifacts(jobs, format, profile, progress, threads=threads)
         timings.update(zip(chosen, found))
     return [
         _measurement(Path(path), format, profile, threads, timings[index])

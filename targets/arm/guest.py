@@ -1,61 +1,114 @@
-"""Runs inside the emulated ARM64 Python: each job's artifact, divided into the phases that the QEMU plugin counts.
+"""Runs inside the emulated ARM64 Python: each job's artifact, with marks for the timing plugin.
 
-usage: guest.py PLAN.json RESULT.json      PLAN: {"jobs": [{"mode", "artifact", "format", "inputs", ...}]}
-  mode "count": "label": the first, "phases": how many, one inference each, "warmups": inferences before them.
-  mode "run":   "outputs": .npz to write, every sample one by one.
-RESULT: {"maps": the memory map, "jobs": [{} or {"error": text}]}
+usage: guest.py PLAN.json RESULT.json      PLAN: {"mode", "threads", "format", "jobs": [{"artifact", "inputs", ...}]}
+  mode "time":    job has "label", the first, and "phases": how many, one inference each, after one that is not counted.
+  mode "profile": the same with the runtime's profiler on and one phase.
+  mode "run":     job has "outputs": .npz to write, every sample one by one.
+RESULT: {"jobs": [{} or {"error": text}, with "operators" in mode "profile"]}
 """
 
 import ctypes
 import gc
 import json
+import re
 import sys
 
 from artifact import ArtifactError, Samples, open_artifact, write_outputs
 
-MARK = 0x504C4E53  # as in blocks.c
+MARK, HARNESS, EXPLORE, PRICE, BEGIN, LAP, END = 0x504C4E53, 1, 2, 3, 4, 5, 6  # as in simulator/plugin.c
+# Executables of the harness. The runtimes' own Python bindings lie in one library with the runtime and are counted:
+# a few thousand instructions an inference, as a Java or C++ caller would spend on its side.
+HARNESS_FILES = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ .*/(?:python3[^/]*|_ctypes[^/]*\.so|libffi\.so[^/]*)$")
 prctl = ctypes.CDLL(None).prctl
 prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
-def mark(label):
-    """What ran since the last mark belongs to `label`, or to nothing if that is 0."""
-    prctl(MARK, label, 0, 0, 0)
+def tell(command, first=0, second=0):
+    prctl(MARK, command, first, second, 0)
 
 
-def count(job):
-    artifact = open_artifact(job["artifact"], job["format"])
-    samples = Samples(job["inputs"], artifact)
-    artifact.feed(samples[0])
-    for _ in range(job["warmups"]):
-        artifact.invoke()
-    for phase in range(job["phases"]):
-        artifact.feed(samples[phase % samples.count])
-        mark(0)
-        artifact.invoke()
-        mark(job["label"] + phase)
+class Opened:
+    """A job's artifact, fed with its first sample."""
+
+    def __init__(self, job, plan):
+        if plan["mode"] == "profile":
+            from profiled import open_profiled as open_it
+        else:
+            open_it = open_artifact
+        self.artifact = open_it(job["artifact"], plan["format"], plan["threads"])
+        self.samples = Samples(job["inputs"], self.artifact)
+        self.artifact.feed(self.samples[0])
+
+    def explore(self):
+        """What runs the first time is the runtime's set-up; what runs the second time is what will be timed."""
+        self.artifact.invoke()
+        tell(BEGIN)
+        self.artifact.invoke()
+        tell(END)
+
+    def time(self, job):
+        tell(BEGIN)
+        self.artifact.invoke()  # fills the caches
+        for phase in range(job["phases"]):
+            self.artifact.feed(self.samples[phase % self.samples.count])
+            tell(LAP)
+            self.artifact.invoke()
+            tell(LAP, job["label"] + phase)
+        tell(END)
 
 
-def run(job):
-    artifact = open_artifact(job["artifact"], job["format"])
-    write_outputs(artifact, Samples(job["inputs"], artifact), job["outputs"])
+def count(plan):
+    """Every artifact is run to learn its code, then the code gets its prices, then every artifact is timed."""
+    with open("/proc/self/maps") as maps:
+        for line in filter(None, map(HARNESS_FILES.match, maps.read().splitlines())):
+            tell(HARNESS, int(line[1], 16), int(line[2], 16))
+    jobs, results = plan["jobs"], [{} for _ in plan["jobs"]]
+    kept = None
+    tell(EXPLORE)
+    for job, result in zip(jobs, results):
+        try:
+            kept = Opened(job, plan)
+            kept.explore()
+        except ArtifactError as error:
+            result["error"] = str(error)
+        progress("ran", job)
+    tell(PRICE)
+    for job, result in zip(jobs, results):
+        if "error" in result:
+            continue
+        opened = kept if len(jobs) == 1 else Opened(job, plan)
+        opened.time(job)
+        if plan["mode"] == "profile":
+            result["operators"] = opened.artifact.operators()
+        progress("timed", job)
+        del opened
+        gc.collect()
+    return results
+
+
+def run(plan):
+    results = [{} for _ in plan["jobs"]]
+    for job, result in zip(plan["jobs"], results):
+        try:
+            artifact = open_artifact(job["artifact"], plan["format"], plan["threads"])
+            write_outputs(artifact, Samples(job["inputs"], artifact), job["outputs"])
+        except ArtifactError as error:
+            result["error"] = str(error)
+        progress("ran", job)
+    return results
+
+
+def progress(done, job):
+    print(done, job["artifact"], flush=True)
 
 
 def main(plan_path, result_path):
     with open(plan_path) as stream:
-        jobs = json.load(stream)["jobs"]
+        plan = json.load(stream)
     gc.disable()
-    results = []
-    for job in jobs:
-        try:
-            {"count": count, "run": run}[job["mode"]](job)
-            results.append({})
-        except ArtifactError as error:
-            results.append({"error": str(error)})
-        print(job["artifact"], flush=True)
-        gc.collect()
-    with open("/proc/self/maps") as maps, open(result_path, "w") as stream:
-        json.dump({"maps": maps.read(), "jobs": results}, stream)
+    results = run(plan) if plan["mode"] == "run" else count(plan)
+    with open(result_path, "w") as stream:
+        json.dump({"jobs": results}, stream)
 
 
 main(*sys.argv[1:])

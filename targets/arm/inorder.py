@@ -22,6 +22,7 @@ from targets.core import Core, IssueRule
 LANES = 2  # 64-bit floating-point lanes
 WARM_UP = 2  # repetitions before the steady state is measured
 MEASURED = 4  # repetitions measured
+UNREAD = 64  # cycles the data of a load may be late that no instruction in sight reads
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Pipeline:
     written: dict[str, int] = field(default_factory=dict)  # register -> cycle after the issue of what writes it
     closed: set[int] = field(default_factory=set)  # cycles in which no vector load issues
 
-    def issue(self, text: str) -> None:
-        """Issue one instruction, `text` as llvm-mc writes it."""
+    def issue(self, text: str) -> int:
+        """Issue one instruction, `text` as llvm-mc writes it; returns the cycle it issues in."""
         line = " ".join(text.split())
         rule, operands = _rule(line, self.core), operands_of(line)
         when = max((self.ready.get(name, 0) for name in operands.sources), default=0)
@@ -52,7 +53,9 @@ class Pipeline:
         self._advance(max(when, self.busy.get(rule.pipe, 0)))
         while not self._fits(rule):
             self._advance(self.cycle + 1)
+        issued = self.cycle
         self._take(rule, operands)
+        return issued
 
     def _advance(self, cycle: int) -> None:
         if cycle > self.cycle:
@@ -102,6 +105,40 @@ def straight_cycles(block: Sequence[str], core: Core) -> int:
     for text in block:
         pipeline.issue(text)
     return pipeline.cycle + (pipeline.slots > 0)
+
+
+def lateness(block: Sequence[str | None], code: Sequence[str], core: Core) -> tuple[float, ...]:
+    """Cycles that the data of each load of `block` may be late before an instruction waits for it; 0 for other ones.
+
+    Args:
+        code: the block's instructions and what follows them.
+    """
+    pipeline = Pipeline(core)
+    lines = [" ".join(text.split()) for text in code]
+    issued = [pipeline.issue(line) for line in lines]
+    late, position = [], 0
+    for text in block:
+        late.append(0.0)
+        if text is None:
+            continue
+        line, operands = lines[position], operands_of(lines[position])
+        if line.startswith("ld") and operands.results:
+            ready = issued[position] + _rule(line, core).latency
+            reader = _first_reader(set(operands.results), lines, position + 1)
+            late[-1] = float(UNREAD if reader is None else max(0, issued[reader] - ready))
+        position += 1
+    return tuple(late)
+
+
+def _first_reader(registers: set[str], lines: Sequence[str], start: int) -> int | None:
+    for index in range(start, len(lines)):
+        operands = operands_of(lines[index])
+        if not registers.isdisjoint((*operands.sources, *operands.data, operands.accumulator, operands.merged)):
+            return index
+        registers = registers.difference(operands.results)
+        if not registers:
+            return None
+    return None
 
 
 def _rule(line: str, core: Core) -> IssueRule:

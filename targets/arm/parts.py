@@ -20,8 +20,9 @@ TOOL_PACKAGES = ("qemu-user", "llvm-22")
 COMPILER_PACKAGES = ("g++-aarch64-linux-gnu",)  # for the ExecuTorch runner; thrown away after set-up
 LLVM = "usr/lib/llvm-22/bin"
 QEMU = "usr/bin/qemu-aarch64"
-PLUGIN_SOURCE = Path(__file__).with_name("blocks.c")
-COMPILE = ("gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
+SIMULATOR = Path(__file__).with_name("simulator")
+PLUGIN = "timing.so"
+COMPILE = ("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
 NUMPY = "numpy==2.4.6"  # the guest is Python 3.11 whatever this Python is, so the host's numpy may not fit it
 SITE = "opt/planish/site"  # where the wheels lie inside the sysroot
 CONTENTS = "contents.json"  # of a part: every file with its size
@@ -59,8 +60,13 @@ def emulator() -> Emulator:
     home = cache_root() / "arm"
     sysroot = part(home, "sysroot", [CONTENTS, *SYSROOT_PACKAGES, *wheels(), *executorch.made_of()])
     tools = part(home, "tools", [CONTENTS, *TOOL_PACKAGES])
-    plugin = part(home, "plugin", [CONTENTS, *COMPILE, PLUGIN_SOURCE.read_text(encoding="utf-8")])
+    plugin = part(home, "plugin", [CONTENTS, *COMPILE, *plugin_sources()])
     return Emulator(sysroot, tools, plugin, part(home, "pycache", [sysroot.name, tools.name]))
+
+
+def plugin_sources() -> list[str]:
+    """The timing plugin's source files, as text."""
+    return [path.read_text(encoding="utf-8") for path in sorted(SIMULATOR.glob("*.[ch]"))]
 
 
 def emulator_parts() -> list[str]:

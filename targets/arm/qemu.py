@@ -11,29 +11,36 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from targets.arm.parts import QEMU, SITE, Emulator, part
+from targets.arm.parts import PLUGIN, QEMU, SITE, Emulator, part
 from targets.cache import staged_directory
 from targets.profile import Profile
 
-CPUINFO = """\
-processor\t: 0
+PROCESSOR = """\
+processor\t: {index}
 BogoMIPS\t: 38.40
 Features\t: {features}
-CPU implementer\t: 0x41
+CPU implementer\t: {implementer:#04x}
 CPU architecture: 8
 CPU variant\t: 0x0
 CPU part\t: {part:#05x}
 CPU revision\t: 0
 
-Hardware\t: {soc}
 """
 RUNNERS = Path(__file__).parent.parent / "runners"  # where artifact.py is, which the guest imports
 
 
 def tree(emulator: Emulator, profile: Profile) -> Path:
     """The `-L` directory of `profile`, made if need be."""
-    cpuinfo = CPUINFO.format(features=" ".join(profile.core.features), part=profile.core.midr_part, soc=profile.soc)
-    final = part(emulator.sysroot.parent, "tree", [emulator.sysroot.name, cpuinfo])
+    core = profile.core
+    cpuinfo = "".join(
+        PROCESSOR.format(
+            index=index, features=" ".join(core.features), implementer=core.implementer, part=core.midr_part
+        )
+        for index in range(profile.cores)
+    )
+    cpuinfo += f"Hardware\t: {profile.soc}\n"
+    processors = "0\n" if profile.cores == 1 else f"0-{profile.cores - 1}\n"
+    final = part(emulator.sysroot.parent, "tree", [emulator.sysroot.name, cpuinfo, processors])
     if not final.exists():
         with staged_directory(final) as staging:
             for entry in ("lib", "usr", "opt", "etc"):
@@ -43,21 +50,22 @@ def tree(emulator: Emulator, profile: Profile) -> Path:
             (staging / "proc/cpuinfo").write_text(cpuinfo)
             cpus = staging / "sys/devices/system/cpu"
             cpus.mkdir(parents=True)
-            for name in ("possible", "present", "online", "kernel_max"):
-                (cpus / name).write_text("0\n")
+            for name in ("possible", "present", "online"):
+                (cpus / name).write_text(processors)
+            (cpus / "kernel_max").write_text("255\n")
     return final
 
 
-def command(emulator: Emulator, profile: Profile, arguments: list[str], *, counts: Path | None = None) -> list[str]:
+def command(emulator: Emulator, profile: Profile, arguments: list[str], *, wire: int | None = None) -> list[str]:
     """The command line that runs the emulated Python with `arguments`; run it with `environment(emulator)`.
 
     Args:
-        counts: file for the counts of the blocks plugin, which is loaded only then.
+        wire: file descriptor of the socket on which to speak with the timing plugin, which is loaded only then.
     """
     plugin = []
-    if counts:
-        library, out = (str(path).replace(",", ",,") for path in (emulator.plugin / "blocks.so", counts))
-        plugin = ["-plugin", f"{library},out={out}"]
+    if wire is not None:
+        library = str(emulator.plugin / PLUGIN).replace(",", ",,")
+        plugin = ["-plugin", f"{library},wire={wire}"]
     return [
         str(emulator.tools / QEMU),
         "-L",
@@ -85,6 +93,7 @@ def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str
         "PATH": "/usr/bin:/bin",
         "LC_ALL": "C.UTF-8",
         "OMP_NUM_THREADS": "1",
+        "OPENBLAS_CORETYPE": "ARMV8",  # numpy's library trusts the identity of QEMU's core, whatever its features
         "PYTHONHOME": "/usr",
         "PYTHONPATH": f"/{SITE}:{RUNNERS}",
         "PYTHONHASHSEED": "0",

@@ -25,7 +25,8 @@ from targets.arm.parts import (
     COMPILE,
     COMPILER_PACKAGES,
     LLVM,
-    PLUGIN_SOURCE,
+    PLUGIN,
+    SIMULATOR,
     QEMU,
     SITE,
     SYSROOT_PACKAGES,
@@ -198,13 +199,13 @@ def _build_executorch_runner(package: Path, scratch: Path, progress: Progress) -
 
 
 def _build_plugin(into: Path, progress: Progress) -> None:
-    progress("compiling the instruction counter")
-    done = subprocess.run(
-        [*COMPILE, "-o", str(into / "blocks.so"), str(PLUGIN_SOURCE)], capture_output=True, text=True, check=False
-    )
+    progress("compiling the timing plugin")
+    sources = [str(path) for path in sorted(SIMULATOR.glob("*.c"))]
+    command = [*COMPILE, "-o", str(into / PLUGIN), *sources, "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise environment_missing(
-            "the instruction counter does not compile",
+            "the timing plugin does not compile",
             executorch.compiler_complaint(done.stderr),
             "install the C library's headers: `apt-get install gcc libc6-dev`",
         )

@@ -1,32 +1,65 @@
-"""Times and runs artifacts on an emulated ARM64 core. One emulator process serves many artifacts of a format."""
+"""Times and runs artifacts on an emulated ARM64 core.
+
+An artifact is timed in an emulator of its own, so that its figure depends on nothing else, and its timing is kept in the
+cache: emulation gives the same figure again. Several emulators run side by side.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from targets.arm import qemu
-from targets.arm.counts import read_phases
-from targets.arm.parts import Emulator, require
-from targets.arm.timing import time_phases
+from targets.arm import chip, pricing, qemu
+from targets.arm.parts import Emulator, emulator_parts, require
+from targets.arm.records import MARKS
+from targets.arm.wire import Conversation, Record
+from targets.cache import cache_root, write_atomic
 from targets.errors import PlanishError
 from targets.profile import Profile
-from targets.runners import Job, Progress, Timing, unusable
+from targets.runners import Job, Progress, Timing, ending, unusable
 from targets.runners.artifact import runtime_version
 
 GUEST = Path(qemu.__file__).with_name("guest.py")
 PHASES = 3  # timed inferences of an artifact; they differ by what the runtime does differently from one to the next
+PROFILED_PHASES = 1
+NOT_MODELLED = "instruction caches, address translation, other programs, throttling"
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """One profiled inference: its records and the system calls that ended them, and what the runtime ran."""
+
+    records: tuple[Record, ...]
+    ends: tuple[int, ...]
+    operators: tuple[dict[str, Any], ...]
 
 
 def time_artifacts(
-    jobs: Sequence[Job], format: str, profile: Profile, progress: Progress, *, warmups: int = 2, phases: int = PHASES
+    jobs: Sequence[Job],
+    format: str,
+    profile: Profile,
+    progress: Progress,
+    *,
+    threads: int = 1,
+    phases: int = PHASES,
+    together: int = 1,
 ) -> list[Timing]:
-    """Instructions, cycles and milliseconds of each artifact on the profile's core, one thread.
+    """Instructions, cycles and milliseconds of each artifact on the profile's core.
+
+    Args:
+        threads: on as many cores of the cluster.
+        together: artifacts in one emulator. More than one saves start-up, but where an artifact's data lie in memory,
+            and with that its figure in the last per mille, then depends on the others.
 
     Raises:
         MissingEnvironmentError: `EMULATOR_MISSING`.
@@ -34,44 +67,91 @@ def time_artifacts(
         PlanishError: `EMULATION_FAILED`, `TIMING_FAILED`.
     """
     emulator = require()
-    plan = [
-        {
-            "mode": "count",
-            "artifact": str(job.artifact.absolute()),
-            "inputs": str(job.inputs.absolute()),
-            "format": format,
-            "label": 1 + index * phases,
-            "warmups": warmups,
-            "phases": phases,
-        }
-        for index, job in enumerate(jobs)
-    ]
-    with tempfile.TemporaryDirectory(prefix="planish-emulator-") as scratch:
-        counts = Path(scratch) / "counts.bin"
-        maps = _session(plan, emulator, profile, Path(scratch), progress, counts)
-        by_label = read_phases(counts, maps)
-    progress(f"timing {len(by_label)} inferences with the model of {profile.core.name}")
-    timed = time_phases([by_label[label] for label in sorted(by_label)], emulator, profile.core.mca_cpu)
+    paths = [_remembered(job, format, profile, threads, phases) for job in jobs]
+    timings = [_recall(path) for path in paths]
+    missing = [index for index, timing in enumerate(timings) if timing is None]
+    chunks = [missing[start : start + together] for start in range(0, len(missing), together)]
+
+    def time_chunk(chunk: list[int]) -> None:
+        found = _time_in_one([jobs[i] for i in chunk], format, profile, emulator, progress, threads, phases)
+        for index, timing in zip(chunk, found):
+            write_atomic(paths[index], json.dumps(asdict(timing)))
+            timings[index] = timing
+
+    with _workers(len(chunks)) as pool:
+        for done in [pool.submit(time_chunk, chunk) for chunk in chunks]:
+            done.result()
+    return timings
+
+
+def _time_in_one(
+    jobs: Sequence[Job],
+    format: str,
+    profile: Profile,
+    emulator: Emulator,
+    progress: Progress,
+    threads: int,
+    phases: int,
+) -> list[Timing]:
+    plan = {
+        "mode": "time",
+        "format": format,
+        "threads": threads,
+        "jobs": [_entry(job) | {"label": 1 + i * phases, "phases": phases} for i, job in enumerate(jobs)],
+    }
+    records, _ = _session(plan, emulator, profile, progress)
+    by_label = {record.label: record for record in records}
     timings = []
     for index in range(len(jobs)):
-        mine = timed[index * phases : (index + 1) * phases]
+        mine = [by_label[1 + index * phases + phase] for phase in range(phases)]
+        middle = sorted(mine, key=lambda record: record.cycles)[(phases - 1) // 2]
         timings.append(
             Timing(
-                samples_ms=tuple(phase.cycles / (profile.clock_ghz * 1e6) for phase in mine),
+                samples_ms=tuple(record.cycles / (profile.clock_ghz * 1e6) for record in mine),
                 runtime=runtime_version(format),
-                instructions=statistics.median_low(phase.instructions for phase in mine),
-                cycles=statistics.median_low(phase.cycles for phase in mine),
+                instructions=statistics.median_low(record.instructions for record in mine),
+                cycles=middle.cycles,
                 state={
                     **emulator.versions,
-                    "core_model": profile.core.mca_cpu,
+                    "core_model": profile.core.mca_cpu if not profile.core.issue else "measured issue rules",
                     "clock_ghz": profile.clock_ghz,
-                    "threads": 1,
-                    "unmodelled_share": max(phase.unmodelled_share for phase in mine),
-                    "not_modelled": "memory beyond the first cache, branch misprediction, throttling",
+                    "threads": threads,
+                    "cycles": _causes(middle),
+                    "lines": middle.lines,
+                    "mispredicted_branches": middle.mispredicted,
+                    "unpriced_share": max(record.unpriced / max(record.instructions, 1) for record in mine),
+                    "not_modelled": NOT_MODELLED,
                 },
             )
         )
     return timings
+
+
+def _causes(record: Record) -> dict[str, float]:
+    """Cycles by what they were spent on; they add up. "threads": waiting for another thread's part."""
+    stalled = record.core_cycles + sum(record.stalls.values())
+    return {"core": record.core_cycles, **record.stalls, "threads": max(0.0, record.cycles - stalled)}
+
+
+def profile_artifact(
+    job: Job, format: str, profile: Profile, progress: Progress, *, threads: int = 1
+) -> list[Profiled]:
+    """Inferences of the artifact with its runtime's profiler on, cut at the system calls the profiler makes.
+
+    Raises:
+        UsageError: `ARTIFACT_UNUSABLE`, also for a format whose runtime has no profiler.
+    """
+    plan = {
+        "mode": "profile",
+        "format": format,
+        "threads": threads,
+        "jobs": [_entry(job) | {"label": 1, "phases": PROFILED_PHASES}],
+    }
+    records, results = _session(plan, require(), profile, progress, calls=MARKS)
+    last = [index for index, record in enumerate(records) if record.label][-1]
+    first = next((i + 1 for i in range(last - 1, -1, -1) if records[i].label), 0)
+    mine = records[first : last + 1]
+    return [Profiled(tuple(mine), tuple(r.call for r in mine[:-1]), tuple(results[0]["operators"]))]
 
 
 def run(
@@ -88,61 +168,110 @@ def run(
         inputs: .npz, each array [samples, ...] as in `targets.measure.measure`.
         outputs: one array [samples, ...] an output, named as in the artifact.
     """
-    plan = [
-        {
-            "mode": "run",
-            "artifact": str(artifact.absolute()),
-            "inputs": str(inputs.absolute()),
-            "format": format,
-            "outputs": str(outputs.absolute()),
-        }
-    ]
-    with tempfile.TemporaryDirectory(prefix="planish-emulator-") as scratch:
-        _session(plan, require(), profile, Path(scratch), progress, None)
+    jobs = [_entry(Job(artifact, inputs)) | {"outputs": str(outputs.absolute())}]
+    _session({"mode": "run", "format": format, "threads": 1, "jobs": jobs}, require(), profile, progress)
+
+
+def _entry(job: Job) -> dict[str, Any]:
+    return {"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())}
 
 
 def _session(
-    plan: list[dict[str, Any]],
+    plan: dict[str, Any],
     emulator: Emulator,
     profile: Profile,
-    scratch: Path,
     progress: Progress,
-    counts: Path | None,
-) -> str:
-    """Run the guest over the plan; returns its memory map."""
-    plan_path, result_path, log_path = (scratch / name for name in ("plan.json", "result.json", "stderr"))
-    plan_path.write_text(json.dumps({"jobs": plan}), encoding="utf-8")
-    command = qemu.command(emulator, profile, [str(GUEST), str(plan_path), str(result_path)], counts=counts)
-    with (
-        open(log_path, "w", encoding="utf-8") as log,
-        subprocess.Popen(
-            command,
-            env=qemu.environment(emulator),
-            cwd=scratch,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        ) as process,
-    ):
-        try:
-            for done, line in enumerate(process.stdout, start=1):
-                progress(f"{profile.core.name}: ran {Path(line.strip()).name} ({done}/{len(plan)})")
-        except BaseException:
-            process.kill()  # an interrupted caller leaves no emulator behind
-            raise
-    if process.returncode != 0 or not result_path.exists():
-        last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
-        raise PlanishError(
-            f"the runtime did not survive under emulation (exit status {process.returncode})",
-            where=", ".join(Path(job["artifact"]).name for job in plan[:3]),
-            why=" / ".join(last) or "no output",
-            fix="see whether `--target host` runs the artifact; if so, report this with it",
-            code="EMULATION_FAILED",
-        )
-    result = json.loads(result_path.read_text(encoding="utf-8"))
-    for job, outcome in zip(plan, result["jobs"]):
+    *,
+    calls: Sequence[int] = (),
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """Run the guest over the plan; returns the plugin's records and the guest's results."""
+    timed = plan["mode"] != "run"
+    conversation = Conversation(
+        chip.packed(profile), lambda blocks: pricing.prices(blocks, emulator, profile.core), calls
+    )
+    with tempfile.TemporaryDirectory(prefix="planish-emulator-") as scratch:
+        plan_path, result_path, log_path = (Path(scratch) / name for name in ("plan.json", "result.json", "stderr"))
+        plan_path.write_text(json.dumps(plan), encoding="utf-8")
+        arguments = [str(GUEST), str(plan_path), str(result_path)]
+        wire = conversation.theirs.fileno() if timed else None
+        with (
+            open(log_path, "w", encoding="utf-8") as log,
+            subprocess.Popen(
+                qemu.command(emulator, profile, arguments, wire=wire),
+                env=qemu.environment(emulator),
+                cwd=scratch,
+                text=True,
+                errors="replace",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=[wire] if timed else [],
+            ) as process,
+        ):
+            try:
+                if timed:
+                    conversation.start()
+                else:
+                    conversation.close()
+                for line in process.stdout:
+                    verb, _, path = line.strip().partition(" ")
+                    progress(f"{profile.core.name}: {verb} {Path(path).name}")
+            except BaseException:
+                process.kill()  # an interrupted caller leaves no emulator behind
+                raise
+        if timed:
+            conversation.join()
+        if process.returncode != 0 or not result_path.exists():
+            last = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+            raise PlanishError(
+                f"the runtime did not survive under emulation ({ending(process.returncode)})",
+                where=", ".join(Path(job["artifact"]).name for job in plan["jobs"][:3]),
+                why=" / ".join(last) or "no output",
+                fix="see whether `--target host` runs the artifact; if so, report this with it",
+                code="EMULATION_FAILED",
+            )
+        results = json.loads(result_path.read_text(encoding="utf-8"))["jobs"]
+    for job, outcome in zip(plan["jobs"], results):
         if "error" in outcome:
             raise unusable(job["artifact"], outcome["error"])
-    return result["maps"]
+    return conversation.records, results
+
+
+@contextmanager
+def _workers(chunks: int):
+    """As many emulators at a time as there are processors; on an error or an interrupt the others are not begun."""
+    pool = ThreadPoolExecutor(max_workers=max(1, min(chunks, os.cpu_count() or 1)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _remembered(job: Job, format: str, profile: Profile, threads: int, phases: int) -> Path:
+    """Where the timing of `job` is kept: named by everything it depends on."""
+    made_of = [
+        *(hashlib.sha256(path.read_bytes()).hexdigest() for path in (job.artifact, job.inputs)),
+        *emulator_parts(),
+        *_sources(),
+        format,
+        profile.version,
+        str(threads),
+        str(phases),
+    ]
+    name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:24]
+    return cache_root() / "arm" / "timings" / name[:2] / f"{name}.json"
+
+
+def _sources() -> list[str]:
+    """What turns executed code into time, beside the plugin, which is a part of the emulator."""
+    modules: tuple[Callable[..., Any] | Any, ...] = (chip, pricing, pricing.inorder, pricing.mca)
+    files = [Path(module.__file__) for module in modules] + [GUEST, GUEST.parent / "corrections.py"]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def _recall(path: Path) -> Timing | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Timing(**{**record, "samples_ms": tuple(record["samples_ms"])})

@@ -1,0 +1,43 @@
+"""The emulated chip in the terms of the timing simulation: a profile's facts, in cycles of its core."""
+
+from __future__ import annotations
+
+import struct
+
+from targets.profile import Profile
+
+LINE_BYTES = 64
+WAKE_US = 5.0  # from waking a thread to its first instruction; an idle core of a phone takes 2 to 50 us (see [unknown])
+
+
+def packed(profile: Profile) -> bytes:
+    """`struct machine` of simulator.h."""
+    core, ghz = profile.core, profile.clock_ghz
+    l1, l2, l3, dram = profile.l1d, profile.l2, profile.l3, profile.dram
+    fields = (
+        core.mispredict_cycles,
+        core.line_fills,
+        core.l2_fills,
+        core.prefetch.streams,
+        core.prefetch.lines,
+        core.prefetch.crosses_pages,
+        core.write_streaming.l1_lines,
+        core.write_streaming.l2_lines,
+        WAKE_US * 1e3 * ghz,
+        core.tlb.entries,
+        core.tlb.l2_entries,
+        core.tlb.l2_latency_cycles,
+        l1.kib,
+        l1.ways,
+        l2.kib,
+        l2.ways,
+        l2.latency_ns * ghz,
+        l2.shared,
+        LINE_BYTES / core.l2_bytes_per_cycle,
+        l3.kib if l3 else 0,
+        l3.ways if l3 else 1,
+        l3.latency_ns * ghz if l3 else 0,
+        dram.latency_ns * ghz,
+        LINE_BYTES / dram.bandwidth_gb_s * ghz,
+    )
+    return struct.pack(f"={len(fields)}d", *fields)

@@ -1,0 +1,103 @@
+"""llvm-mc and llvm-mca: machine code to text, and text to cycles of the core that a scheduling model describes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from targets.arm.corrections import corrected, mca_options
+from targets.arm.parts import LLVM, Emulator
+from targets.core import Core
+from targets.errors import PlanishError
+
+ITERATIONS = 100  # of a loop, for its steady state
+BATCH = 2000  # regions in one llvm-mca process
+
+
+def disassemble(codes: Iterable[bytes], emulator: Emulator) -> dict[bytes, tuple[str | None, ...]]:
+    """Assembly of each piece of code, one text an instruction, `None` for words LLVM does not know.
+
+    Branch targets and page addresses come out as literal offsets, which the assembler reads back.
+    """
+    codes = list(codes)
+    words = sorted({code[i : i + 4] for code in codes for i in range(0, len(code), 4)})
+    if not words:
+        return {}
+    done = _run(
+        [str(emulator.tools / LLVM / "llvm-mc"), "--disassemble", "--triple=aarch64", "--mattr=+all"],
+        "\n".join(" ".join(f"{byte:#04x}" for byte in word) for word in words),
+        emulator,
+    )
+    unknown = {int(line.split(":")[1]) - 1 for line in done.stderr.splitlines() if ": warning: invalid" in line}
+    known = iter(line.strip() for line in done.stdout.splitlines() if line.startswith("\t"))
+    assembly = {word: None if index in unknown else next(known) for index, word in enumerate(words)}
+    return {code: tuple(assembly[code[i : i + 4]] for i in range(0, len(code), 4)) for code in codes}
+
+
+def cycles(regions: Iterable[tuple[Sequence[str | None], bool]], emulator: Emulator, core: Core) -> list[float]:
+    """Cycles of each region (texts, loop): of a loop a turn in the steady state, else of one run from a cold start."""
+    regions = list(regions)
+    found = [0.0] * len(regions)
+    for loop in (True, False):
+        chosen = [index for index, (_, is_loop) in enumerate(regions) if is_loop == loop]
+        for start in range(0, len(chosen), BATCH):
+            batch = chosen[start : start + BATCH]
+            for index, value in zip(batch, _analyse([regions[i][0] for i in batch], loop, emulator, core)):
+                found[index] = value
+    return found
+
+
+def _analyse(regions: list[Sequence[str | None]], loop: bool, emulator: Emulator, core: Core) -> list[float]:
+    lines = []
+    for index, texts in enumerate(regions):
+        lines += [
+            f"# LLVM-MCA-BEGIN {index}",
+            *(corrected(text, core) for text in texts if text),
+            f"# LLVM-MCA-END {index}",
+        ]
+    done = _run(
+        [
+            str(emulator.tools / LLVM / "llvm-mca"),
+            "--mtriple=aarch64",
+            f"--mcpu={core.mca_cpu}",
+            "--mattr=+all",
+            f"--iterations={ITERATIONS if loop else 1}",
+            "--skip-unsupported-instructions=any",
+            "--call-latency=1",
+            "--all-views=false",
+            "--summary-view",
+            "--json",
+            *mca_options(core),
+        ],
+        "\n".join(lines),
+        emulator,
+    )
+    # A region is absent when the model knows none of its instructions.
+    summaries = {region["Name"]: region["SummaryView"] for region in json.loads(done.stdout)["CodeRegions"]}
+    return [
+        summaries[str(index)]["TotalCycles"] / summaries[str(index)]["Iterations"] if str(index) in summaries else 0.0
+        for index in range(len(regions))
+    ]
+
+
+def _run(command: list[str], text: str, emulator: Emulator) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command,
+        input=text + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"LD_LIBRARY_PATH": emulator.libraries},
+    )
+    if done.returncode != 0:
+        reasons = Counter(line for line in done.stderr.splitlines() if "error:" in line)
+        raise PlanishError(
+            "the executed code could not be timed",
+            where=command[0],
+            why="; ".join(list(reasons)[:3]) or f"exit status {done.returncode}",
+            fix="report this with the artifact; `--target host` works meanwhile",
+            code="TIMING_FAILED",
+        )
+    return done

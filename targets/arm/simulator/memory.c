@@ -1,0 +1,403 @@
+/* Caches, a stream prefetcher and DRAM, and the rule by which a miss becomes stall cycles.
+ *
+ * A load that misses L1 gets the time its line is there. The core goes on without it until it cannot: an out-of-order
+ * core until its window behind the load is full, an in-order core until the first instruction that reads the register;
+ * the price of the load says after how many cycles that is (`hide`). If the line is not there by then, the difference
+ * is a stall. Loads in between were sent out meanwhile, so misses overlap as far as window and line fills allow. Stores
+ * wait in a buffer and stall the core when it is full.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include "simulator.h"
+
+enum { STORE_BUFFER = 16, LINES_A_PAGE = 1 << (PAGE_SHIFT - LINE_SHIFT), TRAINED = 2, NEXT_LINES = 2, TLB_WAYS = 4 };
+static const uint64_t PAGE_TABLE = 1ull << 52; /* where the simulated page table lies: past any program's memory */
+static struct cache shared_l2, l3;
+
+/* Something that serves a line in an interval, shared by threads whose times differ by up to a quantum: what it serves
+ * is counted in slots of time, so that a thread does not queue behind another's future. */
+enum { SLOTS = 1 << 14 };
+static const double SLOT = 256;
+struct server {
+    uint64_t slot[SLOTS];
+    double used[SLOTS];
+};
+static struct server dram, port;
+
+static double served(struct server *server, double time, double interval)
+{
+    uint64_t slot = (uint64_t)(time / SLOT);
+    for (;; slot++) {
+        uint64_t i = slot % SLOTS;
+        if (server->slot[i] != slot)
+            server->slot[i] = slot, server->used[i] = 0;
+        if (server->used[i] + interval <= SLOT || server->used[i] == 0)
+            break;
+    }
+    server->used[slot % SLOTS] += interval;
+    return fmax(time, (double)slot * SLOT);
+}
+
+static void make_cache(struct cache *cache, double kib, double ways)
+{
+    cache->ways = (uint32_t)ways;
+    cache->sets = (uint32_t)(kib * 1024 / (1 << LINE_SHIFT) / ways);
+    cache->way = calloc((size_t)cache->sets * cache->ways, sizeof *cache->way);
+    if (!cache->way)
+        die("out of memory");
+}
+
+static void make_tlb(struct tlb *tlb, double entries, double ways)
+{
+    tlb->ways = (uint32_t)ways;
+    tlb->sets = (uint32_t)(entries / ways);
+    tlb->tags = calloc((size_t)(tlb->sets * tlb->ways), 2 * sizeof *tlb->tags);
+    if (!tlb->tags)
+        die("out of memory");
+    tlb->used = tlb->tags + tlb->sets * tlb->ways;
+}
+
+void memory_start(void)
+{
+    if (machine.l2_shared)
+        make_cache(&shared_l2, machine.l2_kib, machine.l2_ways);
+    if (machine.l3_kib)
+        make_cache(&l3, machine.l3_kib, machine.l3_ways);
+}
+
+void memory_add_core(struct core *core)
+{
+    make_cache(&core->l1, machine.l1_kib, machine.l1_ways);
+    if (!machine.l2_shared)
+        make_cache(&core->l2, machine.l2_kib, machine.l2_ways);
+    make_tlb(&core->tlb, machine.tlb_entries, machine.tlb_entries);
+    make_tlb(&core->l2_tlb, machine.l2_tlb_entries, TLB_WAYS);
+    core->last_line = core->written = core->passing = core->last_page = ~0ull;
+}
+
+static struct cache *l2_of(struct core *core) { return machine.l2_shared ? &shared_l2 : &core->l2; }
+
+/* Caches are indexed by physical address. Which page of memory a page of the program gets is hashed, but fixed. */
+static inline struct way *set_of(const struct cache *cache, uint64_t line)
+{
+    uint64_t page = line / LINES_A_PAGE;
+    page = (page ^ page >> 15) * 0x9E3779B97F4A7C15ull >> 20;
+    return cache->way + (page * LINES_A_PAGE + line % LINES_A_PAGE) % cache->sets * cache->ways;
+}
+
+static inline struct way *find(struct cache *cache, uint64_t line)
+{
+    struct way *way = set_of(cache, line);
+    for (uint32_t i = 0; i < cache->ways; i++)
+        if (way[i].tag == line && way[i].valid) {
+            way[i].used = ++cache->clock;
+            return &way[i];
+        }
+    return NULL;
+}
+
+static struct way *least_recent(struct cache *cache, uint64_t line)
+{
+    struct way *way = set_of(cache, line), *oldest = way;
+    for (uint32_t i = 0; i < cache->ways; i++) {
+        if (!way[i].valid)
+            return &way[i];
+        if (way[i].used < oldest->used)
+            oldest = &way[i];
+    }
+    return oldest;
+}
+
+/* L3 holds what L2 gave up. */
+static void put_l3(uint64_t line, bool dirty, double time)
+{
+    struct way *way = machine.l3_kib ? find(&l3, line) : NULL;
+    if (!machine.l3_kib) {
+        if (dirty)
+            served(&dram, time, machine.dram_interval);
+        return;
+    }
+    if (!way) {
+        way = least_recent(&l3, line);
+        if (way->valid && way->dirty)
+            served(&dram, time, machine.dram_interval);
+        *way = (struct way){.tag = line, .valid = 1, .ready = time, .used = ++l3.clock};
+    }
+    way->dirty |= dirty;
+}
+
+static void put_l2(struct core *core, uint64_t line, bool dirty, double ready, double time, enum cause source)
+{
+    struct cache *l2 = l2_of(core);
+    struct way *way = find(l2, line);
+    if (!way) {
+        way = least_recent(l2, line);
+        if (way->valid)
+            put_l3(way->tag, way->dirty, time);
+        *way = (struct way){.tag = line, .valid = 1, .ready = ready, .used = ++l2->clock, .source = (uint8_t)source,
+                            .owner = (uint8_t)(core - cores)};
+    }
+    way->dirty |= dirty;
+}
+
+static struct way *put_l1(struct core *core, uint64_t line, double ready, double time, enum cause source)
+{
+    struct way *way = least_recent(&core->l1, line);
+    if (way->valid && way->dirty)
+        put_l2(core, way->tag, true, time, time, L2_HIT);
+    if (way->valid && way->tag == core->last_line)
+        core->last_line = ~0ull;
+    *way = (struct way){.tag = line, .valid = 1, .ready = ready, .used = ++core->l1.clock, .source = (uint8_t)source};
+    return way;
+}
+
+/* Writes back other cores' copies of the line, or takes them away; true if there was one. */
+static bool snooped(struct core *core, uint64_t line, bool invalidate)
+{
+    bool found = false;
+    for (struct core *other = cores; other < cores + n_cores; other++) {
+        struct cache *held[] = {&other->l1, &other->l2};
+        for (int level = 0; other != core && level < (machine.l2_shared ? 1 : 2); level++) {
+            struct way *way = find(held[level], line);
+            if (!way)
+                continue;
+            found = true;
+            if (way->dirty)
+                put_l2(core, line, true, 0, now(core), L3_HIT);
+            way->dirty = 0;
+            way->valid = !invalidate;
+            if (level == 0 && other->last_line == line)
+                other->last_line = ~0ull;
+        }
+    }
+    return found;
+}
+
+/* Time at which a line that is not in L1 is there, if asked for at `time`. It is put into L2 on its way. */
+static double fetched(struct core *core, uint64_t line, double time, enum cause *source)
+{
+    bool elsewhere = n_cores > 1 && snooped(core, line, false);
+    struct way *way = find(l2_of(core), line);
+    if (way) {
+        double ready = way->ready;
+        *source = ready > time ? way->source : L2_HIT;
+        if (ready > time && way->owner != core - cores) /* asked for in another thread's future: no later than now */
+            ready = fmin(ready, time + (*source == DRAM_ACCESS ? machine.dram_latency : machine.l3_latency));
+        return fmax(served(&port, time, machine.l2_interval) + machine.l2_latency, ready);
+    }
+    double ready;
+    bool dirty = false;
+    if (elsewhere) {
+        *source = L3_HIT;
+        ready = time + (machine.l3_kib ? machine.l3_latency : 2 * machine.l2_latency);
+    } else if (machine.l3_kib && (way = find(&l3, line))) {
+        *source = L3_HIT;
+        ready = fmax(time + machine.l3_latency, way->ready);
+        dirty = way->dirty;
+        way->valid = 0;
+    } else {
+        *source = DRAM_ACCESS;
+        ready = served(&dram, time, machine.dram_interval) + machine.dram_latency;
+    }
+    put_l2(core, line, dirty, ready, time, *source);
+    return ready;
+}
+
+static void fill(struct core *core, uint64_t line, double ready, double time, enum cause source)
+{
+    core->fills[core->next_fill] = ready;
+    core->next_fill = (core->next_fill + 1) % (uint32_t)machine.line_fills;
+    core->recent[line % RECENT] = put_l1(core, line, ready, time, source);
+}
+
+/* Whether the TLB knew the page; it does now. */
+static bool known(struct tlb *tlb, uint64_t page)
+{
+    uint32_t first = (uint32_t)(page % tlb->sets) * tlb->ways, oldest = first;
+    for (uint32_t i = first; i < first + tlb->ways; i++) {
+        if (tlb->tags[i] == page + 1) {
+            tlb->used[i] = ++tlb->clock;
+            return true;
+        }
+        if (tlb->used[i] < tlb->used[oldest])
+            oldest = i;
+    }
+    tlb->tags[oldest] = page + 1;
+    tlb->used[oldest] = ++tlb->clock;
+    return false;
+}
+
+/* Cycles until the address is translated. A walk reads one entry of the last level of the page table from L2, L3 or
+ * DRAM; the levels above it are taken as cached. */
+static double translation(struct core *core, uint64_t page, double time, enum cause *source)
+{
+    *source = L2_HIT;
+    if (page == core->last_page || known(&core->tlb, page)) {
+        core->last_page = page;
+        return 0;
+    }
+    core->last_page = page;
+    if (known(&core->l2_tlb, page))
+        return machine.l2_tlb_latency;
+    core->walks++;
+    return machine.l2_tlb_latency + fetched(core, (PAGE_TABLE + page * 8) >> LINE_SHIFT, time, source) - time;
+}
+
+/* The prefetcher sees a line touched that was missing, or that it had fetched itself. It brings the lines ahead into L2
+ * and the next ones into L1; it does not cross pages, and waits when nothing is free to keep what it would fetch. */
+static void prefetch(struct core *core, uint64_t line, double time)
+{
+    struct stream *stream = NULL, *oldest = core->streams;
+    for (uint32_t i = 0; i < (uint32_t)machine.streams && !stream; i++) {
+        struct stream *s = &core->streams[i];
+        if (s->used && (line == s->next || line == s->next + 1))
+            stream = s;
+        else if (s->used < oldest->used)
+            oldest = s;
+    }
+    if (!stream) {
+        *oldest = (struct stream){.next = line + 1, .head = line, .used = core->l1.clock + 1, .confidence = 1};
+        return;
+    }
+    if (!machine.crosses_pages && line % LINES_A_PAGE == 0)
+        stream->confidence = 0;
+    stream->next = line + 1;
+    stream->used = core->l1.clock + 1;
+    if (stream->head < line)
+        stream->head = line;
+    if (++stream->confidence <= TRAINED)
+        return;
+    enum cause source;
+    uint64_t last = line | (LINES_A_PAGE - 1);
+    for (uint64_t l = stream->head + 1; l <= line + (uint64_t)machine.ahead && l <= last; l++) {
+        if (!find(&core->l1, l) && !find(l2_of(core), l)) {
+            if (core->l2_fills[core->next_l2_fill] > time)
+                break;
+            core->l2_fills[core->next_l2_fill] = fetched(core, l, time, &source);
+            core->next_l2_fill = (core->next_l2_fill + 1) % (uint32_t)machine.l2_fills;
+        }
+        stream->head = l;
+    }
+    for (uint64_t l = line + 1; l <= line + NEXT_LINES && l <= stream->head; l++)
+        if (!find(&core->l1, l)) {
+            if (core->fills[core->next_fill] > time)
+                break;
+            double ready = fetched(core, l, time, &source);
+            fill(core, l, ready, time, source);
+            core->recent[l % RECENT]->prefetched = 1;
+        }
+}
+
+static void stall(struct core *core, double cycles, enum cause cause)
+{
+    if (cycles > 0) {
+        core->stalled += cycles;
+        core->stalls[cause] += cycles;
+    }
+}
+
+/* Stalls for every load whose deadline has come by program time `program`. */
+void memory_settle(struct core *core, double program)
+{
+    for (; core->load_head != core->load_tail; core->load_head++) {
+        struct pending *p = &core->loads[core->load_head % MAX_PENDING];
+        if (p->deadline > program)
+            break;
+        stall(core, p->ready - (p->deadline + core->stalled), p->cause);
+    }
+}
+
+static void wait_later(struct core *core, double program, double hide, double ready, enum cause source, bool store)
+{
+    if (store) {
+        if (core->store_tail - core->store_head == STORE_BUFFER) {
+            struct pending *p = &core->stores[core->store_head++ % MAX_PENDING];
+            stall(core, p->ready - (program + core->stalled), p->cause);
+        }
+        core->stores[core->store_tail++ % MAX_PENDING] = (struct pending){program, ready, source};
+    } else {
+        if (core->load_tail - core->load_head == MAX_PENDING)
+            memory_settle(core, core->loads[core->load_head % MAX_PENDING].deadline);
+        core->loads[core->load_tail++ % MAX_PENDING] = (struct pending){program + hide, ready, source};
+    }
+}
+
+/* Whole lines written one after the other pass by the caches without being read first (write streaming). */
+static bool passes_by(struct core *core, uint64_t line, uint32_t bytes)
+{
+    if (line == core->written)
+        core->written_bytes += bytes;
+    else {
+        bool whole = line == core->written + 1 && core->written_bytes >= 1 << LINE_SHIFT;
+        core->streamed = whole ? core->streamed + 1 : 0;
+        core->written = line;
+        core->written_bytes = bytes;
+    }
+    return machine.stream_l1 && (double)core->streamed >= machine.stream_l1;
+}
+
+static void write_past(struct core *core, uint64_t line, double program)
+{
+    double time = program + core->stalled, ready = time;
+    struct way *way = find(l2_of(core), line);
+    if (n_cores > 1)
+        snooped(core, line, true);
+    if (way)
+        way->dirty = 1;
+    else if (!machine.stream_l2 || (double)core->streamed < machine.stream_l2)
+        put_l2(core, line, true, time, time, L2_HIT);
+    else if (machine.l3_kib)
+        put_l3(line, true, time);
+    else
+        ready = served(&dram, time, machine.dram_interval) + machine.dram_interval;
+    wait_later(core, program, 0, ready, DRAM_ACCESS, true);
+    core->passing = line;
+}
+
+/* One access of the instruction that is `offset` cycles into its block.
+ *
+ * hide: cycles of program time that the core goes on without the data
+ */
+void memory_access(struct core *core, double offset, double hide, uint64_t address, uint32_t bytes, bool store)
+{
+    uint64_t line = address >> LINE_SHIFT;
+    core->accesses++;
+    bool past = store && passes_by(core, line, bytes);
+    if ((line == core->last_line && (!store || core->last_dirty)) || (store && line == core->passing))
+        return;
+    double program = core->program + offset;
+    memory_settle(core, program);
+    double time = program + core->stalled;
+    enum cause source;
+    double translated = translation(core, line / LINES_A_PAGE, time, &source);
+    if (translated)
+        wait_later(core, program, hide, time + translated, source, store);
+    time += translated;
+    struct way *way = core->recent[line % RECENT];
+    if (way && way->valid && way->tag == line)
+        way->used = ++core->l1.clock;
+    else
+        core->recent[line % RECENT] = way = find(&core->l1, line);
+    if (!way && past) {
+        write_past(core, line, program);
+        return;
+    }
+    if (store && n_cores > 1 && !(way && way->dirty))
+        snooped(core, line, true);
+    if (!way) {
+        double ready = fetched(core, line, fmax(time, core->fills[core->next_fill]), &source);
+        fill(core, line, ready, time, source);
+        core->lines[source]++;
+        prefetch(core, line, time);
+        way = core->recent[line % RECENT];
+    } else if (way->prefetched) {
+        way->prefetched = 0;
+        core->lines[way->source]++;
+        prefetch(core, line, time);
+    }
+    if (way->ready > time)
+        wait_later(core, program, hide, way->ready, (enum cause)way->source, store);
+    way->dirty |= store;
+    core->last_line = line;
+    core->last_dirty = way->dirty;
+}
