@@ -2,7 +2,7 @@
 
 usage: guest.py PLAN.json RESULT.json      PLAN: {"mode", "threads", "format", "jobs": [{"artifact", "inputs", ...}]}
   mode "time":    job has "label", the first, and "phases": how many, one inference each, after one that is not counted.
-  mode "profile": the same with the runtime's profiler on and one phase.
+  mode "profile": the same with the runtime's profiler on; "between" labels what lies between the phases.
   mode "run":     job has "outputs": .npz to write, every sample one by one.
 RESULT: {"jobs": [{} or {"error": text}, with "operators" in mode "profile"]}
 """
@@ -51,7 +51,7 @@ class Opened:
         self.artifact.invoke()  # fills the caches
         for phase in range(job["phases"]):
             self.artifact.feed(self.samples[phase % self.samples.count])
-            tell(LAP)
+            tell(LAP, job.get("between", 0))
             self.artifact.invoke()
             tell(LAP, job["label"] + phase)
         tell(END)

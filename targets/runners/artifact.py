@@ -64,12 +64,16 @@ class TFLite:
 
 
 class Onnx:
-    """ONNX Runtime's CPU execution provider, sequential, all graph optimisations (its default)."""
+    """ONNX Runtime's CPU execution provider, sequential, all graph optimisations (its default).
 
-    def __init__(self, path, threads):
+    Args:
+        options: `onnxruntime.SessionOptions` to go by in all else.
+    """
+
+    def __init__(self, path, threads, options=None):
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
+        options = options or onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

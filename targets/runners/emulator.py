@@ -30,8 +30,10 @@ from targets.runners import Job, Progress, Timing, ending, unusable
 from targets.runners.artifact import runtime_version
 
 GUEST = Path(qemu.__file__).with_name("guest.py")
+PROFILER, RECORDS = qemu.RUNNERS / "profiled.py", GUEST.with_name("records.py")
 PHASES = 3  # timed inferences of an artifact; they differ by what the runtime does differently from one to the next
-PROFILED_PHASES = 1
+PROFILED_PHASES = 3  # of an operator the fastest counts
+BETWEEN = 1  # label of what lies between two of them
 NOT_MODELLED = "instruction caches, address translation, other programs, throttling"
 
 
@@ -117,6 +119,7 @@ def _time_in_one(
                     "clock_ghz": profile.clock_ghz,
                     "threads": threads,
                     "cycles": _causes(middle),
+                    "accesses": middle.accesses,
                     "lines": middle.lines,
                     "mispredicted_branches": middle.mispredicted,
                     "unpriced_share": max(record.unpriced / max(record.instructions, 1) for record in mine),
@@ -138,20 +141,41 @@ def profile_artifact(
 ) -> list[Profiled]:
     """Inferences of the artifact with its runtime's profiler on, cut at the system calls the profiler makes.
 
+    They are kept in the cache, like timings. The operators are those of the last inference, the same in all.
+
     Raises:
+        MissingEnvironmentError: `EMULATOR_MISSING`.
         UsageError: `ARTIFACT_UNUSABLE`, also for a format whose runtime has no profiler.
+        PlanishError: `EMULATION_FAILED`, `TIMING_FAILED`.
     """
+    emulator = require()
+    path = _remembered(job, format, profile, threads, PROFILED_PHASES, profiled=True)
+    try:
+        return [_recalled_profile(one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        pass
     plan = {
         "mode": "profile",
         "format": format,
         "threads": threads,
-        "jobs": [_entry(job) | {"label": 1, "phases": PROFILED_PHASES}],
+        "jobs": [_entry(job) | {"label": BETWEEN + 1, "phases": PROFILED_PHASES, "between": BETWEEN}],
     }
-    records, results = _session(plan, require(), profile, progress, calls=MARKS)
-    last = [index for index, record in enumerate(records) if record.label][-1]
-    first = next((i + 1 for i in range(last - 1, -1, -1) if records[i].label), 0)
-    mine = records[first : last + 1]
-    return [Profiled(tuple(mine), tuple(r.call for r in mine[:-1]), tuple(results[0]["operators"]))]
+    records, results = _session(plan, emulator, profile, progress, calls=MARKS)
+    found, phase = [], []
+    for record in records:
+        phase.append(record)
+        if record.label > BETWEEN:
+            ends = tuple(each.call for each in phase[:-1])
+            found.append(Profiled(tuple(phase), ends, tuple(results[0]["operators"])))
+        if record.label:
+            phase = []
+    write_atomic(path, json.dumps([asdict(one) for one in found]))
+    return found
+
+
+def _recalled_profile(kept: dict[str, Any]) -> Profiled:
+    records = tuple(Record(**record) for record in kept["records"])
+    return Profiled(records, tuple(kept["ends"]), tuple(kept["operators"]))
 
 
 def run(
@@ -247,8 +271,10 @@ def _workers(chunks: int):
         pool.shutdown(cancel_futures=True)
 
 
-def _remembered(job: Job, format: str, profile: Profile, threads: int, phases: int) -> Path:
-    """Where the timing of `job` is kept: named by everything it depends on."""
+def _remembered(
+    job: Job, format: str, profile: Profile, threads: int, phases: int, *, profiled: bool = False
+) -> Path:
+    """Where the timing of `job`, or its profile, is kept: named by everything it depends on."""
     made_of = [
         *(hashlib.sha256(path.read_bytes()).hexdigest() for path in (job.artifact, job.inputs)),
         *emulator_parts(),
@@ -258,8 +284,10 @@ def _remembered(job: Job, format: str, profile: Profile, threads: int, phases: i
         str(threads),
         str(phases),
     ]
+    if profiled:
+        made_of += [hashlib.sha256(path.read_bytes()).hexdigest() for path in (PROFILER, RECORDS)]
     name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:24]
-    return cache_root() / "arm" / "timings" / name[:2] / f"{name}.json"
+    return cache_root() / "arm" / ("profiles" if profiled else "timings") / name[:2] / f"{name}.json"
 
 
 def _sources() -> list[str]:

@@ -52,13 +52,11 @@ class ProfiledOnnx(Onnx):
     def __init__(self, path, threads):
         import onnxruntime
 
-        super().__init__(path, threads)  # for the inputs; its session is replaced
-        options = self.session.get_session_options()
-        options.enable_profiling = True
         self._directory = tempfile.TemporaryDirectory(prefix="planish-profile-")
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling = True
         options.profile_file_prefix = os.path.join(self._directory.name, "onnx")
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._binding = self.session.io_binding()
+        super().__init__(path, threads, options)
 
     def operators(self):
         with open(self.session.end_profiling()) as stream:
