@@ -43,6 +43,35 @@ class GraphOperator:
         """Multiply-accumulates on one sample; 0 for operators that do not accumulate products."""
         return macs(self.kind, self.in_shapes, self.out_shapes)
 
+    @property
+    def description(self) -> str:
+        """The layer in figures: "3×3 64→128 at 28×28", "depthwise 5×5 96 at 14×14", "512→10"; else its output's size."""
+        return describe(self.kind, self.in_shapes, self.out_shapes)
+
+
+def describe(kind: str, in_shapes: Sequence[Shape], out_shapes: Sequence[Shape]) -> str:
+    """See `GraphOperator.description`."""
+    out = tuple(out_shapes[0]) if out_shapes else ()
+    size = "×".join(map(str, out[1:]))
+    if not macs(kind, in_shapes, out_shapes):
+        return size
+    if kind in MATRIX_PRODUCTS:
+        depth = macs(kind, in_shapes, out_shapes) // math.prod(out)
+        rows = math.prod(out[:-1])
+        return f"{depth}→{out[-1]}" + (f" at {rows} rows" if rows > 1 else "")
+    if len(out) != 4:
+        return size
+    nhwc = kind.isupper()  # a name of TFLite
+    channels, place = (out[3], out[1:3]) if nhwc else (out[1], out[2:])
+    weights = in_shapes[CONVOLUTIONS.get(kind, 1)]
+    window = "×".join(map(str, weights[1:3] if nhwc else weights[2:]))
+    inputs = in_shapes[2 if kind == "TRANSPOSE_CONV" else 0]
+    entering = (inputs[3] if nhwc else inputs[1]) if len(inputs) == 4 else 0
+    group = weights[3] if nhwc else weights[1]
+    if kind == "DEPTHWISE_CONV_2D" or (kind in CONVOLUTIONS and group == 1 < channels == entering):
+        return f"depthwise {window} {channels} at {'×'.join(map(str, place))}"
+    return f"{window} {entering}→{channels} at {'×'.join(map(str, place))}"
+
 
 def macs(kind: str, in_shapes: Sequence[Shape], out_shapes: Sequence[Shape]) -> int:
     """Multiply-accumulates of an operator by the names of ONNX, ONNX Runtime and TFLite; 0 if a shape is unknown."""

@@ -75,6 +75,7 @@ class OperatorTime:
     name: str  # of the node; LiteRT has none and repeats the kind
     kind: str  # as the runtime calls it: "FusedConv", "Convolution (NHWC, F32) DWConv"
     module: str  # path in the user's model, "" where unknown
+    shape: str  # the layer in figures: "1×1 512→2048 at 7×7"
     out_shape: tuple[int, ...]
     share: float  # of the inference's time
     milliseconds: float
@@ -83,6 +84,7 @@ class OperatorTime:
     macs: int
     flop_per_cycle: float  # 2 * macs / cycles
     bound: Bound
+    peak_flop_per_cycle: float | None = None  # of the cores it ran on, in its precision; None where unknown
 
     def to_json(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -140,6 +142,7 @@ def _row(operator: Mapping[str, Any], source: GraphOperator | None, counters: Co
         name=operator["name"],
         kind=operator["kind"],
         module=source.module if source else "",
+        shape=source.description if source else "",
         out_shape=source.out_shapes[0] if source and source.out_shapes else (),
         share=0.0,
         milliseconds=0.0,
