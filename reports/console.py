@@ -101,6 +101,11 @@ class Console:
             if self._probes:
                 self._talk.print()
 
+    @property
+    def width(self) -> int:
+        """Columns for what goes to stdout."""
+        return self._data.width
+
     def begin(self, model: str, target: TargetRecord, goal: GoalRecord) -> None:
         """Say what is asked for; from here on probes show the measurement of the goal's primary format."""
         self._goal = goal

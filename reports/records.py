@@ -137,6 +137,33 @@ class MeasurementRecord(Record):
     """Confidence level of the interval; None where it is not a statistical one."""
 
 
+class OperatorRecord(Record):
+    """One operator of an inference on an emulated target; the last one of an inference is the runtime's own work.
+
+    `share` is of the inference's time, `macs` of one sample. `bound` is what most of its cycles went to. The peak is
+    of the cores it ran on, in its precision; None where that is unknown.
+    """
+
+    name: str
+    kind: str
+    module: str
+    shape: str
+    out_shape: tuple[int, ...]
+    share: Annotated[float, Field(ge=0)]
+    milliseconds: Milliseconds
+    cycles: Annotated[float, Field(ge=0)]
+    instructions: Count
+    macs: Count
+    flop_per_cycle: Annotated[float, Field(ge=0)]
+    peak_flop_per_cycle: Annotated[float, Field(gt=0)] | None
+    bound: Literal["compute", "branches", "L1", "L2", "L3", "DRAM", "threads"]
+
+    @property
+    def peak_share(self) -> float | None:
+        """FLOP a cycle of the most that is possible."""
+        return self.flop_per_cycle / self.peak_flop_per_cycle if self.peak_flop_per_cycle else None
+
+
 class QualityRecord(Record):
     """Share of samples answered rightly, with its 95 % Wilson interval."""
 
@@ -199,6 +226,8 @@ class CandidateRecord(Record):
     macs: Count
     parity: tuple[ParityRecord, ...] = ()
     measurements: tuple[MeasurementRecord, ...] = ()
+    operators: tuple[OperatorRecord, ...] = ()
+    """Of the artifact in the primary format, where it was broken down."""
     quality: QualityRecord | None = None
     verdict: Literal["base", "met", "above", "undecided"]
     margin_percent: float | None = None

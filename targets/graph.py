@@ -45,7 +45,7 @@ class GraphOperator:
 
     @property
     def description(self) -> str:
-        """The layer in figures: "3×3 64→128 at 28×28", "depthwise 5×5 96 at 14×14", "512→10"; else its output's size."""
+        """The layer in figures: "3×3 64→128 at 28×28", "depthwise 5×5 96 at 14×14", "512→10"; else the output."""
         return describe(self.kind, self.in_shapes, self.out_shapes)
 
 

@@ -60,9 +60,9 @@ class Counters:
     def __add__(self, other: Counters) -> Counters:
         return self.combined(other, lambda mine, others: mine + others)
 
-    def less(self, other: Counters, times: float = 1.0) -> Counters:
-        """What is left after `times` the other's counts; nothing falls below zero."""
-        return self.combined(other, lambda mine, others: max(0.0, mine - times * others))
+    def less(self, other: Counters) -> Counters:
+        """What is left without the other's counts; nothing falls below zero."""
+        return self.combined(other, lambda mine, others: max(0.0, mine - others))
 
     def combined(self, other: Counters, operation: Callable[[float, float], float]) -> Counters:
         return Counters(*(operation(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
@@ -122,9 +122,10 @@ def break_down(
         for (records, _), owner in zip(runs, owners)
     ]
     spent = [min(counters, key=lambda one: one.cycles) for counters in zip(*by_run)]
+    before = Counters()  # ONNX Runtime prepares the nodes, profiled or not; LiteRT's profiler writes a text there
     if format == "onnx" and spent:
-        records, before_first = runs[-1][0], owners[-1][0][0]
-        spent = _without_profiler(spent, sum(records[:before_first], Counters()), whole)
+        before = sum(runs[-1][0][: owners[-1][0][0]], Counters())
+    spent = _without_profiler(spent, whole.less(before))
     matched = match(operators, graph, format)
     rows = [
         _row(operator, graph[matched[index]] if index in matched else None, counters)
@@ -154,14 +155,28 @@ def _row(operator: Mapping[str, Any], source: GraphOperator | None, counters: Co
     )
 
 
-def _without_profiler(spent: list[Counters], before: Counters, whole: Counters) -> list[Counters]:
-    """The nodes without the text that ONNX Runtime composes about each of them before it reads the clock again.
+def _without_profiler(spent: Sequence[Counters], unprofiled: Counters) -> list[Counters]:
+    """The operators without what the profiler took in them, so that they add up to no more than `unprofiled`.
 
-    That text takes about as long for every node, so what the nodes took more than they do unprofiled is shared evenly.
-    `before`: what ran before the first node, profiled or not.
+    ONNX Runtime composes a text about each node before it reads the clock again. That takes about as long for every
+    node, so what all took more than unprofiled is shared evenly; none falls below zero.
     """
-    excess = sum(spent, Counters()).less(whole.less(before))
-    return [counters.less(excess, 1 / len(spent)) for counters in spent]
+    columns = [
+        _levelled([getattr(one, field.name) for one in spent], getattr(unprofiled, field.name))
+        for field in fields(Counters)
+    ]
+    return [Counters(*row) for row in zip(*columns)]
+
+
+def _levelled(values: Sequence[float], most: float) -> list[float]:
+    """The values, each less the same amount but not below zero, so that their sum is at most `most`."""
+    excess, levelled = max(0.0, sum(values) - most), list(values)
+    ascending = sorted(range(len(values)), key=values.__getitem__)
+    for done, index in enumerate(ascending):
+        cut = min(values[index], excess / (len(values) - done))
+        levelled[index] -= cut
+        excess -= cut
+    return levelled
 
 
 def match(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], format: str) -> dict[int, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 from rich.table import Table
@@ -12,7 +13,13 @@ from rich.text import Text
 
 from pipeline.cli.speaking import speaking
 from reports.console import Console
+from reports.operators import operator_table, why
+from reports.records import OperatorRecord
 from targets.errors import UsageError
+from targets.profile import Profile
+
+if TYPE_CHECKING:
+    from calibration.dataset import Samples  # imports torch
 
 
 @click.command("measure")
@@ -22,6 +29,9 @@ from targets.errors import UsageError
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the runtime.")
 @click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
+@click.option("--operators", is_flag=True, help="Also what each operator takes, and what bounds it; emulated targets.")
+@click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Operators to show.")
+@click.option("--model", help="The artifacts' model: it names the operators of a .tflite, as an .onnx does.")
 @speaking
 def command(
     artifacts: tuple[Path, ...],
@@ -30,11 +40,15 @@ def command(
     threads: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    operators: bool,
+    top: int,
+    model: str | None,
     console: Console,
 ) -> None:
     """Time ARTIFACTS (.tflite, .onnx, .pte) on a target; samples are given as the network takes them, channels first.
 
-    Given one network in several formats it recommends the fastest, where the measurements can tell.
+    Given one network in several formats it recommends the fastest, where the measurements can tell. With --operators it
+    says where the time goes.
     """
     from targets.measure import measure_many
     from targets.profile import load_profile
@@ -45,12 +59,16 @@ def command(
         tempfile.TemporaryDirectory(prefix="planish-measure-") as scratch,
         console.stage(f"measuring on {target}") as stage,
     ):
-        jobs, shapes = [], set()
+        jobs, shapes = [], []
         for i, artifact in enumerate(artifacts):
             inputs = Path(scratch) / f"{i}.npz"
-            shapes.add(tuple(sorted(_write_sample(artifact, data, mean, std, inputs))))
+            shapes.append(_write_sample(artifact, data, mean, std, inputs))
             jobs.append((artifact, artifact.suffix[1:], inputs))
         found = measure_many(jobs, profile=profile, progress=stage.update, threads=threads)
+        broken_down = []
+        if operators:
+            layers = _layers(jobs, model, lambda: _samples(data, shapes[0], mean, std))
+            broken_down = _break_down(jobs, profile, threads, layers, stage.update)
     measured = sorted(zip(map(str, artifacts), found, strict=True), key=lambda pair: pair[1].median_ms)
     table = Table("artifact", "runtime", "median ms", "interval", "instructions", box=None, pad_edge=False)
     for name, m in measured:
@@ -61,12 +79,61 @@ def command(
             f"{m.low_ms:.4g} … {m.high_ms:.4g}",
             f"{m.instructions:,}" if m.instructions else "",
         )
-    advice = recommend(measured) if len(shapes) == 1 else None  # inputs of other sizes: other networks
+    alike = len({tuple(sorted(shape)) for shape in shapes}) == 1  # inputs of other sizes: other networks
+    advice = recommend(measured) if alike else None
+    explained = [
+        part
+        for name, rows in zip(map(str, artifacts), broken_down)
+        for part in (Text(), Text(name, "bold"), operator_table(rows, top, console.width), Text(why(rows)))
+    ]
     console.result(
-        [table, *([Text(advice.text)] if advice else [])],
+        [table, *([Text(advice.text)] if advice else []), *explained],
         measurements=[m.to_json() for m in found],
         recommendation=advice.to_json() if advice else None,
+        operators=[
+            {"artifact": str(artifact), "why": why(rows), "operators": [row.model_dump() for row in rows]}
+            for artifact, rows in zip(artifacts, broken_down)
+        ],
     )
+
+
+def _break_down(
+    jobs: list[tuple[Path, str, Path]],
+    profile: Profile,
+    threads: int,
+    layers: list[tuple[str, int]],
+    progress: Callable[[str], None],
+) -> list[tuple[OperatorRecord, ...]]:
+    """The operators of each artifact, named by `layers` where the artifact does not name them."""
+    from targets.explain import explain
+
+    return [
+        tuple(
+            OperatorRecord(**row.to_json())
+            for row in explain(
+                path, format=format, profile=profile, inputs=inputs, threads=threads, layers=layers, progress=progress
+            )
+        )
+        for path, format, inputs in jobs
+    ]
+
+
+def _layers(
+    jobs: list[tuple[Path, str, Path]], model: str | None, samples: Callable[[], Samples]
+) -> list[tuple[str, int]]:
+    """(module, multiply-accumulates) in the order of execution, of an .onnx among the artifacts, else of `model`."""
+    from targets.graph import layers, read_graph
+
+    for artifact, format, _ in jobs:
+        if format == "onnx" and (found := layers(read_graph(artifact, format))):
+            return found
+    if model is None:
+        return []
+    from pipeline.model.ingest import ingest
+    from pipeline.model.operators import operators
+
+    network = ingest(model, example=lambda: next(samples().take(2).batches(2))[0])
+    return [(row.name, row.macs) for row in operators(network) if row.macs]
 
 
 def _write_sample(
@@ -75,7 +142,6 @@ def _write_sample(
     """Write one sample of `data`, laid out as the artifact's input, as the .npz `into`; returns that input's shape."""
     import numpy as np
 
-    from calibration.dataset import open_samples
     from targets.measure import Format
     from targets.runners.artifact import ArtifactError, open_artifact
 
@@ -99,11 +165,17 @@ def _write_sample(
             fix="give a file that `planish export` or `planish fit` wrote",
         ) from error
     shape = inputs[0][1]
-    # Images of a folder are cut to the artifact's size; a last dimension of 1 or 3 is the channels.
-    chw = (shape[3], *shape[1:3]) if len(shape) == 4 and shape[3] in (1, 3) else tuple(shape[1:])
-    wanted = chw if Path(data).is_dir() else None
-    samples = open_samples(data, input_shape=wanted, mean=mean or None, std=std or None)
-    sample = next(samples.take(1).batches(1))[0].numpy()
+    sample = next(_samples(data, shape, mean, std).take(1).batches(1))[0].numpy()
     last = sample.ndim == 4 and shape != sample.shape and shape == tuple(sample.shape[i] for i in (0, 2, 3, 1))
     np.savez(into, x=np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) if last else sample)
     return shape
+
+
+def _samples(data: str, shape: tuple[int, ...], mean: tuple[float, ...], std: tuple[float, ...]) -> Samples:
+    """`data` for an artifact with an input of that shape: images of a folder are cut to its size."""
+    from calibration.dataset import open_samples
+
+    # A last dimension of 1 or 3 is the channels.
+    chw = (shape[3], *shape[1:3]) if len(shape) == 4 and shape[3] in (1, 3) else tuple(shape[1:])
+    wanted = chw if Path(data).is_dir() else None
+    return open_samples(data, input_shape=wanted, mean=mean or None, std=std or None)

@@ -271,9 +271,7 @@ def _workers(chunks: int):
         pool.shutdown(cancel_futures=True)
 
 
-def _remembered(
-    job: Job, format: str, profile: Profile, threads: int, phases: int, *, profiled: bool = False
-) -> Path:
+def _remembered(job: Job, format: str, profile: Profile, threads: int, phases: int, *, profiled: bool = False) -> Path:
     """Where the timing of `job`, or its profile, is kept: named by everything it depends on."""
     made_of = [
         *(hashlib.sha256(path.read_bytes()).hexdigest() for path in (job.artifact, job.inputs)),

@@ -12,6 +12,7 @@ from reports.records import (
     GoalRecord,
     LayerRecord,
     MeasurementRecord,
+    OperatorRecord,
     ParityRecord,
     QualityRecord,
     RejectedRecord,
@@ -77,6 +78,34 @@ def measurements(median_ms: float, size_bytes: int, formats: tuple[str, ...] = (
         )
         for name, factor in (("tflite", 1.0), ("onnx", 1.09))
         if name in formats
+    )
+
+
+def operators() -> tuple[OperatorRecord, ...]:
+    """Of an inference of 2 ms: two convolutions, a slice, and the runtime's own."""
+
+    def one(kind: str, module: str, shape: str, ms: float, macs: int, per_cycle: float, bound: str) -> OperatorRecord:
+        return OperatorRecord(
+            name=kind,
+            kind=kind,
+            module=module,
+            shape=shape,
+            out_shape=(),
+            share=ms / 2.0,
+            milliseconds=ms,
+            cycles=2.84e6 * ms,
+            instructions=int(4e6 * ms),
+            macs=macs,
+            flop_per_cycle=per_cycle,
+            peak_flop_per_cycle=16.0 if macs else None,
+            bound=bound,
+        )
+
+    return (
+        one("Convolution (NHWC, F32) IGEMM", "layer1.0.conv1", "3×3 64→64 at 28×28", 0.4, 7_000_000, 12.3, "compute"),
+        one("STRIDED_SLICE", "layer4.0", "7×7×512", 0.3, 0, 0.0, "L1"),
+        one("Convolution (NHWC, F32) GEMM", "layer4.0.conv1", "1×1 512→2048 at 7×7", 1.2, 3_237_600, 1.9, "DRAM"),
+        one("runtime", "", "", 0.1, 0, 0.0, "compute"),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.arm.records import CLOCK_GETTIME
+from targets.arm.records import CLOCK_GETTIME, GETPID
 from targets.graph import GraphOperator
 from targets.operators import RUNTIME, Counters, OperatorTime, agreement, align, break_down, match, name_modules
 
@@ -168,6 +168,15 @@ def test_what_the_profiler_of_onnx_runtime_writes_is_no_operators():
     assert 40_000 < rows[7].instructions < 50_000  # it reads 32,768 values
 
 
+def test_operators_never_add_up_to_more_than_the_inference():
+    operators = [{"name": "a", "kind": "Add", "first": True}, {"name": "b", "kind": "Add", "first": True}]
+    ends = [CLOCK_GETTIME, CLOCK_GETTIME, GETPID] * 2 + [CLOCK_GETTIME, GETPID] * 2
+    records = [Counters(core_cycles=cycles) for cycles in (5, 10, 0, 0, 100, 0, 0, 0, 0, 0, 0)]
+    rows = break_down([(records, ends)], operators, [], Counters(core_cycles=55), format="onnx", clock_ghz=1.0)
+    assert [row.cycles for row in rows] == [0, 50, 5]  # of 110, 60 too many: 10 and 50
+    assert sum(row.share for row in rows) == pytest.approx(1)
+
+
 def test_the_fastest_run_of_an_operator_counts():
     operators = [{"name": "a", "kind": "Add (ND)", "first": True}, {"name": "b", "kind": "Add (ND)", "first": False}]
     took = ([1, 10, 40], [1, 30, 20])
@@ -211,4 +220,4 @@ def test_the_largest_cause_of_cycles_is_the_bound(counters, bound):
 def test_counters_add_up_and_never_fall_below_zero():
     one = Counters(instructions=3, core_cycles=2, dram_cycles=1)
     assert (one + one).cycles == 6 and (one + one).instructions == 6
-    assert one.less(one, 2) == Counters()
+    assert one.less(one + one) == Counters()
