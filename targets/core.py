@@ -83,6 +83,7 @@ class Core:
     dispatch_width: int = between(1, 16)  # micro-operations a cycle that the front end sustains
     window: int = between(0, 1024)  # micro-operations in flight; 0 for an in-order core
     scheduler: int = between(0, 1024)  # vector micro-operations that wait to be issued; 0 for an in-order core
+    store_buffer: int = between(1, 128)  # stores of up to 16 bytes that wait for their line
     mispredict_cycles: int = between(1, 40)
     line_fills: int = between(1, 128)  # outstanding fills of first-level data cache lines
     l2_fills: int = between(1, 128)  # outstanding fills of second-level cache lines, on behalf of this core

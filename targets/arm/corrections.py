@@ -34,7 +34,7 @@ def mca_options(core: Core) -> list[str]:
     return [
         f"--micro-op-queue-size={QUEUE}",
         f"--decoder-throughput={core.dispatch_width}",
-        f"--dispatch={2 * core.dispatch_width}",
+        f"--dispatch={(2 if core.mca_cpu.startswith('neoverse') else 1) * core.dispatch_width}",
     ]
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from targets.arm.corrections import corrected, mca_options
 from targets.arm.parts import LLVM, Emulator
@@ -36,20 +37,28 @@ def disassemble(codes: Iterable[bytes], emulator: Emulator) -> dict[bytes, tuple
     return {code: tuple(assembly[code[i : i + 4]] for i in range(0, len(code), 4)) for code in codes}
 
 
-def cycles(regions: Iterable[tuple[Sequence[str | None], bool]], emulator: Emulator, core: Core) -> list[float]:
-    """Cycles of each region (texts, loop): of a loop a turn in the steady state, else of one run from a cold start."""
+@dataclass(frozen=True)
+class Run:
+    """One run of a piece of code: of a loop a turn in the steady state, else from a cold start."""
+
+    cycles: float
+    micro_ops: float
+
+
+def runs(regions: Iterable[tuple[Sequence[str | None], bool]], emulator: Emulator, core: Core) -> list[Run]:
+    """What each region (texts, loop) takes on the core's scheduling model."""
     regions = list(regions)
-    found = [0.0] * len(regions)
+    found = [Run(0.0, 0.0)] * len(regions)
     for loop in (True, False):
         chosen = [index for index, (_, is_loop) in enumerate(regions) if is_loop == loop]
         for start in range(0, len(chosen), BATCH):
             batch = chosen[start : start + BATCH]
-            for index, value in zip(batch, _analyse([regions[i][0] for i in batch], loop, emulator, core)):
-                found[index] = value
+            for index, run in zip(batch, _analyse([regions[i][0] for i in batch], loop, emulator, core)):
+                found[index] = run
     return found
 
 
-def _analyse(regions: list[Sequence[str | None]], loop: bool, emulator: Emulator, core: Core) -> list[float]:
+def _analyse(regions: list[Sequence[str | None]], loop: bool, emulator: Emulator, core: Core) -> list[Run]:
     lines = []
     for index, texts in enumerate(regions):
         lines += [
@@ -76,10 +85,12 @@ def _analyse(regions: list[Sequence[str | None]], loop: bool, emulator: Emulator
     )
     # A region is absent when the model knows none of its instructions.
     summaries = {region["Name"]: region["SummaryView"] for region in json.loads(done.stdout)["CodeRegions"]}
-    return [
-        summaries[str(index)]["TotalCycles"] / summaries[str(index)]["Iterations"] if str(index) in summaries else 0.0
-        for index in range(len(regions))
-    ]
+    found = []
+    for index in range(len(regions)):
+        summary = summaries.get(str(index), {"TotalCycles": 0, "TotaluOps": 0, "Iterations": 1})
+        turns = summary["Iterations"]
+        found.append(Run(summary["TotalCycles"] / turns, summary["TotaluOps"] / turns))
+    return found
 
 
 def _run(command: list[str], text: str, emulator: Emulator) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include "simulator.h"
 
-enum { STORE_BUFFER = 16, LINES_A_PAGE = 1 << (PAGE_SHIFT - LINE_SHIFT), TRAINED = 2, NEXT_LINES = 2, TLB_WAYS = 4 };
+enum { LINES_A_PAGE = 1 << (PAGE_SHIFT - LINE_SHIFT), TRAINED = 2, NEXT_LINES = 2, TLB_WAYS = 4, STORE_BYTES = 16 };
 static const uint64_t PAGE_TABLE = 1ull << 52; /* where the simulated page table lies: past any program's memory */
 static struct cache shared_l2, l3;
 
@@ -22,7 +22,9 @@ struct server {
     uint64_t slot[SLOTS];
     double used[SLOTS];
 };
-static struct server dram, port;
+static struct server dram, ports[MAX_CORES];
+static double shared_fills[MAX_FILLS];
+static uint32_t next_shared_fill;
 
 static double served(struct server *server, double time, double interval)
 {
@@ -77,6 +79,27 @@ void memory_add_core(struct core *core)
 
 static struct cache *l2_of(struct core *core) { return machine.l2_shared ? &shared_l2 : &core->l2; }
 
+/* The way in and out of L2: every line that L1 reads or writes back, and every line that comes into L2, takes it. */
+static double through_port(struct core *core, double time)
+{
+    return served(&ports[machine.l2_shared ? 0 : core - cores], time, machine.l2_interval);
+}
+
+/* Until when the L2 is busy with as many fills as it can keep; a shared L2 keeps them for all cores together. */
+static double *l2_fill(struct core *core)
+{
+    if (machine.l2_shared)
+        return &shared_fills[next_shared_fill];
+    return &core->l2_fills[core->next_l2_fill];
+}
+
+static void keep_l2_fill(struct core *core, double ready)
+{
+    *l2_fill(core) = ready;
+    uint32_t *next = machine.l2_shared ? &next_shared_fill : &core->next_l2_fill;
+    *next = (*next + 1) % (uint32_t)machine.l2_fills;
+}
+
 /* Caches are indexed by physical address. Which page of memory a page of the program gets is hashed, but fixed. */
 static inline struct way *set_of(const struct cache *cache, uint64_t line)
 {
@@ -130,6 +153,7 @@ static void put_l2(struct core *core, uint64_t line, bool dirty, double ready, d
 {
     struct cache *l2 = l2_of(core);
     struct way *way = find(l2, line);
+    through_port(core, time);
     if (!way) {
         way = least_recent(l2, line);
         if (way->valid)
@@ -182,14 +206,14 @@ static double fetched(struct core *core, uint64_t line, double time, enum cause 
         double ready = way->ready;
         *source = ready > time ? way->source : L2_HIT;
         if (ready > time && way->owner != core - cores) /* asked for in another thread's future: no later than now */
-            ready = fmin(ready, time + (*source == DRAM_ACCESS ? machine.dram_latency : machine.l3_latency));
-        return fmax(served(&port, time, machine.l2_interval) + machine.l2_latency, ready);
+            ready = fmin(ready, time + (*source == DRAM_ACCESS ? machine.dram_latency : machine.handover));
+        return fmax(through_port(core, time) + machine.l2_latency, ready);
     }
     double ready;
     bool dirty = false;
     if (elsewhere) {
         *source = L3_HIT;
-        ready = time + (machine.l3_kib ? machine.l3_latency : 2 * machine.l2_latency);
+        ready = time + machine.handover;
     } else if (machine.l3_kib && (way = find(&l3, line))) {
         *source = L3_HIT;
         ready = fmax(time + machine.l3_latency, way->ready);
@@ -213,17 +237,22 @@ static void fill(struct core *core, uint64_t line, double ready, double time, en
 /* Whether the TLB knew the page; it does now. */
 static bool known(struct tlb *tlb, uint64_t page)
 {
+    uint32_t *guess = &tlb->recent[page % RECENT_PAGES];
+    if (tlb->tags[*guess] == page + 1) {
+        tlb->used[*guess] = ++tlb->clock;
+        return true;
+    }
     uint32_t first = (uint32_t)(page % tlb->sets) * tlb->ways, oldest = first;
     for (uint32_t i = first; i < first + tlb->ways; i++) {
         if (tlb->tags[i] == page + 1) {
-            tlb->used[i] = ++tlb->clock;
+            tlb->used[*guess = i] = ++tlb->clock;
             return true;
         }
         if (tlb->used[i] < tlb->used[oldest])
             oldest = i;
     }
     tlb->tags[oldest] = page + 1;
-    tlb->used[oldest] = ++tlb->clock;
+    tlb->used[*guess = oldest] = ++tlb->clock;
     return false;
 }
 
@@ -244,7 +273,7 @@ static double translation(struct core *core, uint64_t page, double time, enum ca
 }
 
 /* The prefetcher sees a line touched that was missing, or that it had fetched itself. It brings the lines ahead into L2
- * and the next ones into L1; it does not cross pages, and waits when nothing is free to keep what it would fetch. */
+ * and the next ones into L1, and waits when nothing is free to keep what it would fetch. */
 static void prefetch(struct core *core, uint64_t line, double time)
 {
     struct stream *stream = NULL, *oldest = core->streams;
@@ -268,13 +297,12 @@ static void prefetch(struct core *core, uint64_t line, double time)
     if (++stream->confidence <= TRAINED)
         return;
     enum cause source;
-    uint64_t last = line | (LINES_A_PAGE - 1);
+    uint64_t last = machine.crosses_pages ? ~0ull : line | (LINES_A_PAGE - 1);
     for (uint64_t l = stream->head + 1; l <= line + (uint64_t)machine.ahead && l <= last; l++) {
         if (!find(&core->l1, l) && !find(l2_of(core), l)) {
-            if (core->l2_fills[core->next_l2_fill] > time)
+            if (*l2_fill(core) > time)
                 break;
-            core->l2_fills[core->next_l2_fill] = fetched(core, l, time, &source);
-            core->next_l2_fill = (core->next_l2_fill + 1) % (uint32_t)machine.l2_fills;
+            keep_l2_fill(core, fetched(core, l, time, &source));
         }
         stream->head = l;
     }
@@ -310,7 +338,7 @@ void memory_settle(struct core *core, double program)
 static void wait_later(struct core *core, double program, double hide, double ready, enum cause source, bool store)
 {
     if (store) {
-        if (core->store_tail - core->store_head == STORE_BUFFER) {
+        if (core->store_tail - core->store_head == (uint32_t)machine.store_buffer) {
             struct pending *p = &core->stores[core->store_head++ % MAX_PENDING];
             stall(core, p->ready - (program + core->stalled), p->cause);
         }
@@ -363,18 +391,28 @@ void memory_access(struct core *core, double offset, double hide, uint64_t addre
     uint64_t line = address >> LINE_SHIFT;
     core->accesses++;
     bool past = store && passes_by(core, line, bytes);
-    if ((line == core->last_line && (!store || core->last_dirty)) || (store && line == core->passing))
+    bool again = line == core->last_line && (!store || (core->last_dirty && core->last_ready <= now(core)));
+    if (again || (store && line == core->passing))
         return;
+    struct way *way = core->recent[line % RECENT];
+    bool remembered = way && way->tag == line && way->valid;
     double program = core->program + offset;
+    uint64_t page = line / LINES_A_PAGE;
+    uint32_t entry = core->tlb.recent[page % RECENT_PAGES];
+    if (remembered && core->tlb.tags[entry] == page + 1 && way->ready <= program + core->stalled && !way->prefetched &&
+        (!store || way->dirty)) { /* most accesses */
+        way->used = ++core->l1.clock;
+        core->tlb.used[entry] = ++core->tlb.clock;
+        return;
+    }
     memory_settle(core, program);
     double time = program + core->stalled;
     enum cause source;
-    double translated = translation(core, line / LINES_A_PAGE, time, &source);
+    double translated = translation(core, page, time, &source);
     if (translated)
         wait_later(core, program, hide, time + translated, source, store);
     time += translated;
-    struct way *way = core->recent[line % RECENT];
-    if (way && way->valid && way->tag == line)
+    if (remembered)
         way->used = ++core->l1.clock;
     else
         core->recent[line % RECENT] = way = find(&core->l1, line);
@@ -395,9 +433,12 @@ void memory_access(struct core *core, double offset, double hide, uint64_t addre
         core->lines[way->source]++;
         prefetch(core, line, time);
     }
-    if (way->ready > time)
+    if (way->ready > time && !(store && address / STORE_BYTES == core->last_store))
         wait_later(core, program, hide, way->ready, (enum cause)way->source, store);
+    if (store)
+        core->last_store = address / STORE_BYTES;
     way->dirty |= store;
     core->last_line = line;
     core->last_dirty = way->dirty;
+    core->last_ready = way->ready;
 }

@@ -16,6 +16,7 @@ enum {
     MAX_STREAMS = 64,
     MAX_PENDING = 256,
     RECENT = 1024,
+    RECENT_PAGES = 256,
 };
 enum cause { BRANCH, L2_HIT, L3_HIT, DRAM_ACCESS, CAUSES };
 
@@ -29,6 +30,8 @@ struct machine {
     double crosses_pages; /* whether the prefetcher follows a stream into the next page */
     double stream_l1;    /* whole lines written in a row after which writes pass by L1; 0: never */
     double stream_l2;    /* ... pass by L2 */
+    double store_buffer; /* stores of 16 bytes that wait for their line */
+    double handover;     /* a line from another core's caches */
     double wake;         /* from a thread's wake-up call to the other's first instruction */
     double tlb_entries, l2_tlb_entries, l2_tlb_latency;
     double l1_kib, l1_ways;
@@ -52,6 +55,7 @@ struct cache {
 struct tlb {
     uint32_t sets, ways;
     uint64_t clock, *tags, *used;
+    uint32_t recent[RECENT_PAGES]; /* where a page was last found */
 };
 struct pending {
     double deadline, ready;
@@ -72,7 +76,8 @@ struct core {
     struct tlb tlb, l2_tlb;
     uint64_t last_page, walks;
     struct way *recent[RECENT]; /* where in L1 a line was last found */
-    uint64_t last_line;
+    uint64_t last_line, last_store; /* line of the last access, 16 bytes of the last store */
+    double last_ready;
     bool last_dirty;
     uint64_t written, streamed, passing; /* line being written, whole lines before it in a row, line written past L1 */
     uint32_t written_bytes;
