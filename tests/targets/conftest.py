@@ -13,6 +13,7 @@ from targets.probes import onnx, tflite
 from targets.probes.design import convolution
 
 SMALL = [convolution(3, 8, 3, 1, 12), convolution(8, 8, 3, 2, 12)]
+LARGE = [convolution(16, 48, 3, 1, 40), convolution(48, 48, 3, 1, 40)]
 WIDER = [convolution(3, 16, 3, 1, 12), convolution(16, 16, 3, 2, 12)]
 
 
@@ -43,6 +44,14 @@ def wider(tmp_path_factory):
     """The same with twice the channels."""
     folder = tmp_path_factory.mktemp("artifacts")
     return {format: write_artifact(folder, "wider", WIDER, format) for format in ("tflite", "onnx")}
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """format -> (artifact, inputs, multiply-accumulates) of a network with enough work for several threads."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    macs = sum(operator.macs for operator in LARGE)
+    return {format: (*write_artifact(folder, "large", LARGE, format), macs) for format in ("tflite", "onnx")}
 
 
 @pytest.fixture(scope="session")

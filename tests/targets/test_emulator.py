@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy
 import pytest
 
-from targets.arm import timing
-from targets.arm.counts import Block
+from targets.arm.chip import WAKE_US
+from targets.arm.wire import CAUSES
 from targets.errors import PlanishError, UsageError
 from targets.measure import Measurement, measure, measure_many
 from targets.profile import load_profile
@@ -36,14 +37,76 @@ def first(emulator, small, wider):
 
 
 @pytest.mark.parametrize("format", ["tflite", "onnx"])
-def test_the_same_artifact_takes_the_same_time_in_another_process(first, small, format):
+def test_the_same_artifact_takes_the_same_time_in_another_emulator(emulator, small, tmp_path, monkeypatch, format):
+    """Twice emulated, each time without a remembered timing."""
     artifact, inputs = small[format]
-    again = measure(artifact, format=format, profile=load_profile("pixel-4-cpu"), inputs=inputs)
-    before = first["small", format]
-    assert again.artifact_sha256 == before.artifact_sha256
-    assert again.median_ms == pytest.approx(before.median_ms, rel=1e-3)
-    assert again.instructions == pytest.approx(before.instructions, rel=1e-3)
-    assert again.n == 3 and again.low_ms <= again.median_ms <= again.high_ms
+    found = []
+    for name in ("one", "other"):
+        monkeypatch.setattr(emulator_runner, "cache_root", lambda name=name: tmp_path / name)
+        found.append(measure(artifact, format=format, profile=load_profile("pixel-4-cpu"), inputs=inputs))
+        assert len([*(tmp_path / name).rglob("*.json")]) == 1
+    one, other = found
+    assert one.cycles == pytest.approx(other.cycles, rel=1e-3, abs=100)
+    assert one.samples_ms == pytest.approx(other.samples_ms, rel=5e-3)
+    assert one.instructions == pytest.approx(other.instructions, rel=1e-3)
+    assert one.n == emulator_runner.PHASES and one.low_ms <= one.median_ms <= one.high_ms
+
+
+def test_an_artifact_that_was_measured_before_is_answered_at_once(first, small, monkeypatch):
+    artifact, inputs = small["tflite"]
+    monkeypatch.setattr(emulator_runner.subprocess, "Popen", lambda *args, **options: pytest.fail("emulated again"))
+    began = time.monotonic()
+    again = measure(artifact, format="tflite", profile=load_profile("pixel-4-cpu"), inputs=inputs)
+    assert time.monotonic() - began < 1.0
+    assert again == first["small", "tflite"]
+
+
+def test_what_a_timing_depends_on_makes_it_another(first, small, wider):
+    """Nothing is remembered for another artifact, other samples, another core or other threads."""
+    profile, job = load_profile("pixel-4-cpu"), emulator_runner.Job(*small["onnx"])
+    paths = {
+        emulator_runner._remembered(job, "onnx", profile, 1, 3),
+        emulator_runner._remembered(emulator_runner.Job(job.artifact, wider["onnx"][1]), "onnx", profile, 1, 3),
+        emulator_runner._remembered(emulator_runner.Job(wider["onnx"][0], job.inputs), "onnx", profile, 1, 3),
+        emulator_runner._remembered(job, "onnx", load_profile("pixel-4-mid-cpu"), 1, 3),
+        emulator_runner._remembered(job, "onnx", profile, 2, 3),
+        emulator_runner._remembered(job, "onnx", profile, 1, 1),
+    }
+    assert len(paths) == 6 and emulator_runner._remembered(job, "onnx", profile, 1, 3).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["tflite", "onnx"])
+def test_two_threads_are_faster_than_one_but_not_twice(emulator, large, format):
+    artifact, inputs, macs = large[format]
+    profile = load_profile("pixel-3a-cpu")
+    one, two = (measure(artifact, format=format, profile=profile, inputs=inputs, threads=n) for n in (1, 2))
+    for measurement in (one, two):
+        lanes = 8 * measurement.threads  # two 128-bit multiply-accumulates a cycle and core at the very most
+        assert macs / lanes < measurement.cycles < macs, "between the core's peak and no vectors at all"
+    assert 1.3 < one.median_ms / two.median_ms < 2.05
+    assert two.instructions < 0.8 * one.instructions, "the main thread's instructions"
+    assert (one.threads, two.threads) == (1, 2) and two.state["threads"] == 2
+    assert one.state["cycles"]["threads"] == 0 <= two.state["cycles"]["threads"] < two.cycles / 3
+    assert two.cycles - one.cycles / 2 < one.cycles / 4 + 20 * WAKE_US * 1e3 * profile.clock_ghz
+
+
+def test_more_threads_than_cores_are_refused(small):
+    profile = load_profile("pixel-4-cpu")
+    with pytest.raises(UsageError) as caught:
+        measure(small["onnx"][0], format="onnx", profile=profile, inputs=small["onnx"][1], threads=profile.cores + 1)
+    assert caught.value.code == "THREADS_TOO_MANY"
+
+
+@pytest.mark.parametrize("format", ["tflite", "onnx"])
+def test_cycles_are_accounted_for_by_their_causes(first, format):
+    for name in ("small", "wider"):
+        measurement = first[name, format]
+        causes = measurement.state["cycles"]
+        assert causes.keys() == {"core", *CAUSES, "threads"} and min(causes.values()) >= 0
+        assert sum(causes.values()) == pytest.approx(measurement.cycles, rel=1e-6)
+        assert causes["core"] > measurement.cycles / 2, "these few kilobytes lie in the caches"
+        assert 0.2 < measurement.instructions / measurement.cycles < load_profile("pixel-4-cpu").core.dispatch_width
 
 
 @pytest.mark.parametrize("format", ["tflite", "onnx"])
@@ -58,7 +121,7 @@ def test_milliseconds_are_cycles_at_the_profile_clock_and_the_state_says_how(fir
     assert measurement.median_ms == pytest.approx(measurement.cycles / 2.84e6, rel=1e-3)
     assert measurement.runtime.startswith("ai-edge-litert ")
     assert measurement.runner == "emulator" and measurement.state["core_model"] == "neoverse-n1"
-    assert 0 <= measurement.state["unmodelled_share"] < 0.01
+    assert 0 <= measurement.state["unpriced_share"] < 0.05
     assert {"qemu", "llvm", "clock_ghz"} <= measurement.state.keys()
     assert Measurement.from_json(json.loads(json.dumps(measurement.to_json()))) == measurement
 
@@ -94,7 +157,49 @@ def test_a_file_that_is_no_artifact_is_the_users_error(emulator, small, tmp_path
     assert caught.value.code == "ARTIFACT_UNUSABLE" and "broken.tflite" in caught.value.where
 
 
-def test_a_runtime_that_crashes_under_emulation_is_said_with_how_it_ended(emulator, small, monkeypatch):
+def test_an_interrupted_measurement_leaves_no_emulator_behind(emulator, small, tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    waits = ["/bin/sh", "-c", f"echo $$ > {pid}; echo ran small.onnx; exec sleep 60"]
+    monkeypatch.setattr(emulator_runner.qemu, "command", lambda *args, **options: waits)
+    monkeypatch.setattr(emulator_runner, "cache_root", lambda: tmp_path / "cache")
+
+    def interrupt(message):
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    artifact, inputs = small["onnx"]
+    with pytest.raises(KeyboardInterrupt):
+        measure(artifact, format="onnx", profile=load_profile("pixel-4-cpu"), inputs=inputs, progress=interrupt)
+    assert time.monotonic() - began < 10
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+    assert not (tmp_path / "cache").exists(), "nothing half-measured is remembered"
+
+
+def test_a_plugin_that_gives_up_is_quoted(emulator, small, tmp_path, monkeypatch):
+    """Its end of the conversation closes in the middle of a word."""
+    command = ["/bin/sh", "-c", "echo 'timing plugin: out of memory' >&2; exit 70"]
+    monkeypatch.setattr(emulator_runner.qemu, "command", lambda *args, **options: command)
+    monkeypatch.setattr(emulator_runner, "cache_root", lambda: tmp_path)
+    with pytest.raises(PlanishError) as caught:
+        measure(small["onnx"][0], format="onnx", profile=load_profile("pixel-4-cpu"), inputs=small["onnx"][1])
+    assert caught.value.code == "EMULATION_FAILED" and "exit status 70" in caught.value.what
+    assert caught.value.why == "timing plugin: out of memory" and not any(tmp_path.iterdir())
+
+
+def test_code_that_cannot_be_priced_is_said_and_ends_the_emulator(emulator, small, tmp_path, monkeypatch):
+    def fails(blocks, emulator, core):
+        assert blocks and all(block.instructions for block in blocks)
+        raise PlanishError("untimed", where="here", why="no model", fix="none", code="TIMING_FAILED")
+
+    monkeypatch.setattr(emulator_runner.pricing, "prices", fails)
+    monkeypatch.setattr(emulator_runner, "cache_root", lambda: tmp_path)
+    with pytest.raises(PlanishError) as caught:
+        measure(small["onnx"][0], format="onnx", profile=load_profile("pixel-4-cpu"), inputs=small["onnx"][1])
+    assert caught.value.code == "TIMING_FAILED" and not any(tmp_path.iterdir())
+
+
+def test_a_runtime_that_crashes_under_emulation_is_said_with_how_it_ended(emulator, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(emulator_runner, "cache_root", lambda: tmp_path)
     crash = ["/bin/sh", "-c", "echo 'qemu: uncaught target signal 11' >&2; kill -SEGV $$"]
     monkeypatch.setattr(emulator_runner.qemu, "command", lambda *args, **options: crash)
     with pytest.raises(PlanishError) as caught:
@@ -103,23 +208,3 @@ def test_a_runtime_that_crashes_under_emulation_is_said_with_how_it_ended(emulat
     assert re.search(r"SIGSEGV|exit status -11", caught.value.what)
     assert "uncaught target signal 11" in caught.value.why and "--target host" in caught.value.fix
     assert str(caught.value).count("\n") == 3
-
-
-def test_blocks_are_timed_by_what_they_do(emulator):
-    fmla = bytes.fromhex("20cc224e")  # fmla v0.4s, v1.4s, v2.4s: each waits for the last
-    unknown = bytes.fromhex("ffffffff")  # no instruction
-    costs = timing.block_costs({fmla, fmla * 4, fmla + unknown}, emulator, "neoverse-n1")
-    assert costs[fmla * 4].cycles > 3 * costs[fmla].cycles
-    assert [costs[code].skipped for code in (fmla, fmla * 4, fmla + unknown)] == [0, 0, 1]
-    phase = [(Block(0, fmla), 10), (Block(4, fmla + unknown), 10)]
-    timed = timing.time_phases([phase], emulator, "neoverse-n1")[0]
-    assert timed.instructions == 30 and timed.unmodelled_share == pytest.approx(1 / 3)
-    assert timed.cycles == pytest.approx(10 * costs[fmla].cycles + 10 * costs[fmla + unknown].cycles)
-
-
-def test_a_block_seen_before_is_not_analysed_again(emulator, monkeypatch):
-    code = bytes.fromhex("20cc224e") * 3
-    before = timing.block_costs({code}, emulator, "neoverse-n1")
-    monkeypatch.setattr(timing, "_analyse", lambda blocks, *rest: pytest.fail("llvm-mca was asked again"))
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("an LLVM tool was started"))
-    assert timing.block_costs({code}, emulator, "neoverse-n1") == before
