@@ -9,8 +9,8 @@ from pipeline.export.artifact import Artifact
 from pipeline.search import Probe, next_budget
 from pipeline.stages import Made, Stages
 from pipeline.verify.parity import Parity
-from reports.records import QualityRecord
-from targets.errors import UsageError
+from reports.records import OperatorRecord, QualityRecord
+from targets.errors import PlanishError, UsageError
 from targets.measure import Measurement
 from targets.statistics import decide
 
@@ -29,6 +29,8 @@ class Candidate:
     quality: QualityRecord | None = None
     verdict: str = "above"
     recovered_from: int | None = None
+    operators: tuple[OperatorRecord, ...] = ()  # of the format that decides; of the original and the final one
+    unexplained: str = ""  # why there are none
 
     @property
     def milliseconds(self) -> float:
@@ -78,6 +80,8 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
         probes.append(Probe(made.result["predicted_ms"], candidate.milliseconds, met, smallest))
         told(candidate, goal_ms)
     final = _finish(stages, original, candidates, planned + 1, goal_ms, told)
+    for candidate in (original, final) if final is not original else (original,):
+        _explain(stages, candidate)
     return FitResult(
         goal_ms,
         original,
@@ -134,6 +138,14 @@ def _candidate(stages: Stages, index: int, made: Made, formats: list[str]) -> Ca
         handed_over = len(formats) == len(stages.recipe.formats)
         candidate.quality = stages.quality(made, candidate.artifacts[0] if handed_over else None)
     return candidate
+
+
+def _explain(stages: Stages, candidate: Candidate) -> None:
+    """Where its time goes. A fit that found its artifact does not fail for a runtime that cannot tell."""
+    try:
+        candidate.operators = stages.explained(candidate.made, candidate.artifacts[0])
+    except PlanishError as error:
+        candidate.unexplained = error.why
 
 
 def _judge(stages: Stages, candidate: Candidate, goal_ms: float) -> str:

@@ -68,6 +68,7 @@ def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None
             )
             for m, artifact in zip(candidate.measurements, candidate.artifacts, strict=True)
         ),
+        operators=candidate.operators,
         quality=candidate.quality,
         verdict="base" if original else candidate.verdict,
         margin_percent=None if goal_ms is None else 100 * (candidate.milliseconds / goal_ms - 1),
@@ -135,7 +136,7 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
         seconds=(finished - started).total_seconds(),
         command=command,
         reproduce=(f"planish fit {directory}/recipe.toml -o {directory}-again", f"planish fit --resume {directory}"),
-        warnings=_warnings(stages),
+        warnings=_warnings(stages, result),
         next_command=_next_command(recipe, final.artifacts[0].path),
     )
 
@@ -170,12 +171,14 @@ def _headline(stages: Stages, result: FitResult) -> str:
     return f"{took}, {original.milliseconds / final.milliseconds:.2f} times faster than the original."
 
 
-def _warnings(stages: Stages) -> tuple[str, ...]:
+def _warnings(stages: Stages, result: FitResult) -> tuple[str, ...]:
     found = []
     if stages.recipe.test is None:
         found.append("No test data was given: quality is judged on a fifth of the calibration data that was held out.")
     if not stages.samples.test.has_labels:
         found.append("The test data has no labels: quality is agreement with the original.")
+    if unexplained := result.final.unexplained or result.original.unexplained:
+        found.append(f"Where the time goes is not known: {unexplained}.")
     return tuple(found)
 
 

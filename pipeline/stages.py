@@ -33,9 +33,10 @@ from pipeline.samples import FitSamples, two_samples
 from pipeline.store import RunDirectory
 from pipeline.verify.execute import predictions, to_layout
 from pipeline.verify.parity import Parity, check, require
-from reports.records import QualityRecord
+from reports.records import OperatorRecord, QualityRecord
 from targets.arm.parts import emulator_parts
 from targets.cost import CostTable
+from targets.explain import explain
 from targets.measure import Measurement, measure_many
 from targets.profile import Profile
 
@@ -307,12 +308,7 @@ class Stages:
             self.progress(f"measuring {' and '.join(a.format for a in artifacts)} on {self.profile.name}")
             jobs = []
             for artifact in artifacts:
-                sample = next(self.samples.test.take(MEASURED_SAMPLES).batches(MEASURED_SAMPLES))[0].numpy()
-                np.savez(
-                    folder / f"{artifact.format}-input.npz",
-                    x=np.ascontiguousarray(to_layout(sample, artifact.inputs[0])),
-                )
-                jobs.append((artifact.path, artifact.format, folder / f"{artifact.format}-input.npz"))
+                jobs.append((artifact.path, artifact.format, self._measured_sample(artifact, folder)))
             found = measure_many(jobs, profile=self.profile, progress=self.progress, budget_s=budget_s)
             with (folder / "samples.csv").open("w", newline="") as file:
                 table = csv.writer(file)
@@ -322,6 +318,44 @@ class Stages:
             return [measurement.to_json() for measurement in found]
 
         return [Measurement.from_json(row) for row in self.run.stage(name, inputs, make)]
+
+    def explained(self, made: Made, artifact: Artifact) -> tuple[OperatorRecord, ...]:
+        """Where the time of an artifact's inference goes; empty for a target that is no emulated one.
+
+        Raises:
+            PlanishError: the runtime's operators cannot be told apart.
+        """
+        if self.profile.kind != "emulator":
+            return ()
+        inputs = {
+            "artifact": artifact.sha256,
+            "profile": self.profile.version,
+            "samples": self.samples.test.fingerprint,
+            "tools": environment() | {"emulator": emulator_parts()},
+        }
+
+        def make(folder: Path) -> list[Any]:
+            self.progress(f"operators of the {artifact.format} artifact on {self.profile.name}")
+            found = explain(
+                artifact.path,
+                format=artifact.format,
+                profile=self.profile,
+                inputs=self._measured_sample(artifact, folder),
+                layers=[(row["name"], row["macs"]) for row in made.result["layers"] if row["macs"]],
+                progress=self.progress,
+            )
+            rows = [row.to_json() for row in found]
+            (folder / "operators.json").write_text(json.dumps(rows, indent=1) + "\n")
+            return rows
+
+        return tuple(OperatorRecord(**row) for row in self.run.stage(f"{made.folder}/operators", inputs, make))
+
+    def _measured_sample(self, artifact: Artifact, folder: Path) -> Path:
+        """What an artifact is timed on, in its layout, as an .npz in `folder`."""
+        sample = next(self.samples.test.take(MEASURED_SAMPLES).batches(MEASURED_SAMPLES))[0].numpy()
+        path = folder / f"{artifact.format}-input.npz"
+        np.savez(path, x=np.ascontiguousarray(to_layout(sample, artifact.inputs[0])))
+        return path
 
     # Quality ---------------------------------------------------------------------------------------------------
 

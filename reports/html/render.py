@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from reports import plots, quantities
+from reports import operators, plots, quantities
 from reports.comparison import compare_layers
 from reports.records import CandidateRecord, RunRecord
 
@@ -55,6 +55,8 @@ def render(run: RunRecord) -> str:
             outcomes=_OUTCOMES,
             layer_rows=rows,
             slowest_ms=slowest_ms,
+            broken_down=(broken_down := _broken_down(run)),
+            used_bounds={each.bound for _, candidate, _ in broken_down for each in candidate.operators[:-1]},
             plot_wide=_plot(run, points, 720, 400),
             plot_narrow=_plot(run, points, 348, 330),
             plotted={point.outcome for point in points},
@@ -75,9 +77,25 @@ def _environment() -> jinja2.Environment:
     )
     for name in ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant"):
         environment.filters[name] = _unbroken(getattr(quantities, name))
+    for name in ("why", "dearest", "kind_of", "where"):
+        environment.globals[name] = getattr(operators, name)
+    environment.globals["bounds"] = operators.BOUND_BY
     for name in ("interval", "percent_interval", "speedup", "change"):
         environment.globals[name] = _unbroken(getattr(quantities, name))
     return environment
+
+
+def _broken_down(run: RunRecord) -> list[tuple[str, CandidateRecord, float]]:
+    """(title, candidate, milliseconds) of the base and of what was chosen, where their operators are known."""
+    after = run.chosen if run.chosen and run.chosen.index else None
+    titles = [("Before" if after else "The original", run.base)]
+    if after:
+        titles.append(("After", after))
+    return [
+        (title, candidate, sum(each.milliseconds for each in candidate.operators))
+        for title, candidate in titles
+        if candidate.operators
+    ]
 
 
 def _unbroken(spell: Callable[..., str]) -> Callable[..., str]:

@@ -260,3 +260,12 @@ def test_a_plot_is_finite_and_inside_its_frame(values, target_ms, floor_percent)
 def test_plot_text_is_escaped():
     svg = plots.latency_quality([point("<b>", 8, 90)], target_ms=8, floor_percent=None, metric='"&')
     assert "<b>" not in svg and "&lt;b&gt;" in svg and 'aria-label="Latency against &#34;&amp;' in svg
+
+
+def test_the_page_says_where_the_time_goes_before_and_after(pages):
+    page = pages["broken down"]
+    assert page.words.count("60 % of the time is bound by memory (DRAM)") == 2
+    assert "layer4.0.conv1 Convolution F32 GEMM 1×1 512→2048 at 7×7 1.20 ms 60.0 %" in page.words
+    pieces = [attributes["class"] for _, attributes in page.tags if "piece" in (attributes.get("class") or "").split()]
+    assert pieces == 2 * ["piece compute", "piece L1", "piece DRAM", "piece itself"]
+    assert "Where the time goes" not in pages["met"].words

@@ -146,3 +146,13 @@ def test_a_manifest_reads_back_equal(met):
 def test_a_manifest_names_only_files_inside_the_bundle(met, file):
     with pytest.raises(ValidationError):
         manifest(met, file)
+
+
+def test_a_record_written_before_operators_were_told_is_read(met, runs, tmp_path):
+    plain = json.loads(met.to_json())
+    for candidate in (plain["base"], *plain["candidates"]):
+        assert candidate.pop("operators") == []
+    (tmp_path / "report.json").write_text(json.dumps(plain))
+    assert read_run(tmp_path / "report.json") == met
+    (tmp_path / "report.json").write_text(runs["broken down"].to_json())
+    assert read_run(tmp_path / "report.json") == runs["broken down"]

@@ -10,6 +10,7 @@ import pytest
 from commands import planish
 from PIL import Image
 
+from targets.arm.setup import is_ready
 from targets.probes import onnx, tflite
 from targets.probes.design import convolution
 
@@ -69,3 +70,23 @@ def test_threads_are_part_of_the_measurement(written):
     assert result("light.tflite", "--data", "samples.npz", "--threads", 1)["measurements"][0]["threads"] == 1
     refused = planish("measure", "light.tflite", "--data", "samples.npz", "--target", "host", "--threads", 0)
     assert refused.exit_code == 2
+
+
+@pytest.mark.emulator
+@pytest.mark.skipif(not is_ready(), reason="the ARM64 emulator is not set up: planish targets setup pixel-4-cpu")
+def test_operators_say_why_an_artifact_is_slow(written):
+    words = ["measure", "light.tflite", "--target", "pixel-4-cpu", "--data", "samples.npz", "--operators", "--top", 1]
+    done = planish(*words)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("Convolution F32") and "compute" in line for line in lines)
+    assert any(line.startswith("total") and "100.0 %" in line for line in lines)
+    assert "% of the time is bound by arithmetic; the dearest is Convolution F32" in " ".join(lines)
+    (found,) = json.loads(planish(*words, "--json").stdout.splitlines()[-1])["operators"]
+    assert found["artifact"] == "light.tflite" and found["why"].startswith("9")
+    assert sum(row["share"] for row in found["operators"]) == pytest.approx(1, rel=0.01)
+
+
+def test_operators_of_this_machine_are_refused(written):
+    done = planish("measure", "light.tflite", "--target", "host", "--data", "samples.npz", "--operators")
+    assert done.exit_code == 2 and "OPERATORS_NOT_EMULATED" in done.stderr
