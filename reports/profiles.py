@@ -120,17 +120,39 @@ def core_facts(core: Core) -> list[Fact]:
         Fact("design", f"{core.name}, {order}", ("name", "in_order", "window")),
         Fact("front end", f"{core.dispatch_width} micro-operations a cycle", ("dispatch_width",)),
         Fact("misprediction", f"{core.mispredict_cycles} cycles", ("mispredict_cycles",)),
+        Fact("scheduler", _scheduler(core), ("scheduler",)),
+        Fact("store buffer", f"{core.store_buffer} stores", ("store_buffer",)),
         Fact("misses", f"{core.line_fills} lines in flight", ("line_fills",)),
-        Fact(
-            "prefetcher",
-            f"{core.prefetch.streams} streams, {core.prefetch.lines} lines ahead",
-            ("prefetch.streams", "prefetch.lines"),
-        ),
+        Fact("L2 misses", f"{core.l2_fills} lines in flight", ("l2_fills",)),
+        Fact("from L2 to L1", f"{core.l2_bytes_per_cycle:g} bytes a cycle", ("l2_bytes_per_cycle",)),
+        Fact("prefetcher", _prefetcher(core), ("prefetch.streams", "prefetch.lines", "prefetch.crosses_pages")),
+        Fact("write streaming", _streaming(core), ("write_streaming.l1_lines", "write_streaming.l2_lines")),
+        Fact("address translation", _translation(core), ("tlb.entries", "tlb.l2_entries", "tlb.l2_latency_cycles")),
         Fact("timed by", _timing(core), ("mca_cpu",)),
         Fact("emulated as", f"QEMU's {core.qemu_cpu}", ("qemu_cpu",)),
         Fact("reported as", f"MIDR {core.implementer:#04x} {core.midr_part:#05x}", ("implementer", "midr_part")),
         Fact("features", " ".join(core.features), ("features",)),
     ]
+
+
+def _scheduler(core: Core) -> str:
+    return f"{core.scheduler} vector micro-operations wait" if core.scheduler else "none, it issues in order"
+
+
+def _prefetcher(core: Core) -> str:
+    pages = "across pages" if core.prefetch.crosses_pages else "within a page of 4 KB"
+    return f"{core.prefetch.streams} streams, {core.prefetch.lines} lines ahead, {pages}"
+
+
+def _streaming(core: Core) -> str:
+    levels = (("L1", core.write_streaming.l1_lines), ("L2", core.write_streaming.l2_lines))
+    past = [f"past {level} after {lines} whole lines" for level, lines in levels if lines]
+    return ", ".join(past) or "never"
+
+
+def _translation(core: Core) -> str:
+    tlb = core.tlb
+    return f"{tlb.entries} pages at once, {tlb.l2_entries} more after {tlb.l2_latency_cycles} cycles"
 
 
 def clock_facts(profile: Profile) -> list[Fact]:

@@ -135,6 +135,8 @@ class MeasurementRecord(Record):
     """Path of the artifact, relative to the run directory."""
     confidence_percent: Percent | None = None
     """Confidence level of the interval; None where it is not a statistical one."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Of the runtime, each on a core of its own."""
 
 
 class OperatorRecord(Record):

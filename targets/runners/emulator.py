@@ -31,7 +31,7 @@ from targets.runners.artifact import runtime_version
 
 GUEST = Path(qemu.__file__).with_name("guest.py")
 PROFILER, RECORDS = qemu.RUNNERS / "profiled.py", GUEST.with_name("records.py")
-PHASES = 3  # timed inferences of an artifact; they differ by what the runtime does differently from one to the next
+PHASES = 1  # timed inferences of an artifact, after one that fills the caches: they repeat to the last per mille
 PROFILED_PHASES = 3  # of an operator the fastest counts
 BETWEEN = 1  # label of what lies between two of them
 NOT_MODELLED = "instruction caches, address translation, other programs, throttling"

@@ -38,7 +38,7 @@ def first(emulator, small, wider):
 
 @pytest.mark.parametrize("format", ["tflite", "onnx"])
 def test_the_same_artifact_takes_the_same_time_in_another_emulator(emulator, small, tmp_path, monkeypatch, format):
-    """Twice emulated, each time without a remembered timing."""
+    """Twice emulated, each time without a remembered timing. A line in another cache more or less is 300 cycles."""
     artifact, inputs = small[format]
     found = []
     for name in ("one", "other"):
@@ -46,8 +46,8 @@ def test_the_same_artifact_takes_the_same_time_in_another_emulator(emulator, sma
         found.append(measure(artifact, format=format, profile=load_profile("pixel-4-cpu"), inputs=inputs))
         assert len([*(tmp_path / name).rglob("*.json")]) == 1
     one, other = found
-    assert one.cycles == pytest.approx(other.cycles, rel=1e-3, abs=100)
-    assert one.samples_ms == pytest.approx(other.samples_ms, rel=5e-3)
+    assert one.cycles == pytest.approx(other.cycles, rel=1e-3, abs=1000)
+    assert one.samples_ms == pytest.approx(other.samples_ms, rel=1e-3, abs=1e-3)
     assert one.instructions == pytest.approx(other.instructions, rel=1e-3)
     assert one.n == emulator_runner.PHASES and one.low_ms <= one.median_ms <= one.high_ms
 
@@ -87,7 +87,7 @@ def test_two_threads_are_faster_than_one_but_not_twice(emulator, large, format):
     assert 1.3 < one.median_ms / two.median_ms < 2.05
     assert two.instructions < 0.8 * one.instructions, "the main thread's instructions"
     assert (one.threads, two.threads) == (1, 2) and two.state["threads"] == 2
-    assert one.state["cycles"]["threads"] == 0 <= two.state["cycles"]["threads"] < two.cycles / 3
+    assert one.state["cycles"]["threads"] < 1 and two.state["cycles"]["threads"] < two.cycles / 3
     assert two.cycles - one.cycles / 2 < one.cycles / 4 + 20 * WAKE_US * 1e3 * profile.clock_ghz
 
 

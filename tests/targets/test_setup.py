@@ -231,7 +231,7 @@ def test_the_emulator_as_it_was_set_up_is_whole(emulator):
     assert [parts.damage(part) for part in vars(emulator).values()] == [None] * 4
 
 
-def test_an_instruction_counter_that_does_not_compile_is_quoted(empty_cache, tmp_path, monkeypatch):
+def test_a_timing_plugin_that_does_not_compile_is_quoted(empty_cache, tmp_path, monkeypatch):
     fake_programs(tmp_path / "bin", monkeypatch, "", "")
     (tmp_path / "bin/gcc").write_text(
         "#!/bin/sh\necho 'In file: note' >&2; echo 'x.c:3:1: error: no stdio.h' >&2; exit 1"
@@ -239,7 +239,7 @@ def test_an_instruction_counter_that_does_not_compile_is_quoted(empty_cache, tmp
     places = build_parts("tools", "sysroot")
     with pytest.raises(MissingEnvironmentError) as caught:
         setup.ensure()
-    assert caught.value.code == "EMULATOR_MISSING" and caught.value.what == "the instruction counter does not compile"
+    assert caught.value.code == "EMULATOR_MISSING" and caught.value.what == "the timing plugin does not compile"
     assert caught.value.why == "x.c:3:1: error: no stdio.h" and "apt-get install" in caught.value.fix
     assert {path.name for path in places.plugin.parent.iterdir()} == only_lock_and(places.tools, places.sysroot)
 
