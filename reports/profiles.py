@@ -92,7 +92,10 @@ def profile_view(
         return [head, Text(), Text(profile.notes)]
     notes = _Notes()
     gaps: list[tuple[str, str]] = []
-    parts = [head, Text(f"{profile.soc} · version {profile.version}", "dim"), Text(profile.notes)]
+    told = Text(profile.notes)
+    if "notes" in profile.sources:
+        told.append(f"  {notes.numbers([profile.sources['notes']])}", "dim")
+    parts = [head, Text(f"{profile.soc} · version {profile.version}", "dim"), told]
     for title, facts, described in (
         ("core", core_facts(profile.core), profile.core),
         ("clock", clock_facts(profile), profile),
