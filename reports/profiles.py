@@ -130,7 +130,7 @@ def core_facts(core: Core) -> list[Fact]:
         Fact("from L2 to L1", f"{core.l2_bytes_per_cycle:g} bytes a cycle", ("l2_bytes_per_cycle",)),
         Fact("prefetcher", _prefetcher(core), ("prefetch.streams", "prefetch.lines", "prefetch.crosses_pages")),
         Fact("write streaming", _streaming(core), ("write_streaming.l1_lines", "write_streaming.l2_lines")),
-        Fact("address translation", _translation(core), ("tlb.entries", "tlb.l2_entries", "tlb.l2_latency_cycles")),
+        Fact("translation", _translation(core), ("tlb.entries", "tlb.l2_entries", "tlb.l2_latency_cycles")),
         Fact("timed by", _timing(core), ("mca_cpu",)),
         Fact("emulated as", f"QEMU's {core.qemu_cpu}", ("qemu_cpu",)),
         Fact("reported as", f"MIDR {core.implementer:#04x} {core.midr_part:#05x}", ("implementer", "midr_part")),
