@@ -52,7 +52,7 @@ def speed(operator: OperatorRecord) -> str:
 
 
 def why(operators: Sequence[OperatorRecord]) -> str:
-    """In one sentence: what bounds most of the time, the dearest operator, and how much does no arithmetic at all."""
+    """In one sentence: what bounds most of the time, the dearest operator, and how much goes to moving data."""
     ranked = dearest(operators)
     if not ranked:
         return "All of the time is the runtime's own."
@@ -67,8 +67,9 @@ def why(operators: Sequence[OperatorRecord]) -> str:
         f" ({100 * first.share:.0f} %)" + "".join(f", {text}" for text in figures)
     )
     moving: dict[str, float] = {}
+    told = any(each.macs for each in ranked)  # ExecuTorch's programs do not tell shapes
     for each in ranked:
-        if not each.macs:
+        if told and not each.macs:
             moving[kind_of(each)] = moving.get(kind_of(each), 0.0) + each.share
     if sum(moving.values()) >= NOTABLE:
         most, share = max(moving, key=moving.__getitem__), 100 * sum(moving.values())

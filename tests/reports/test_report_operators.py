@@ -22,6 +22,11 @@ def test_the_sentence_says_what_bounds_the_time_and_which_operator_is_the_deares
     )
 
 
+def test_without_shapes_nothing_is_said_of_what_only_moves_data():
+    untold = [each.model_copy(update={"macs": 0, "shape": "", "peak_flop_per_cycle": None}) for each in operators()]
+    assert why(untold) == "60 % of the time is bound by memory (DRAM); the dearest is layer4.0.conv1 (60 %)."
+
+
 def test_a_runtime_that_ran_no_operators_took_all_of_the_time():
     assert "runtime's own" in why(operators()[-1:])
 
