@@ -83,7 +83,7 @@ def test_operators_say_why_an_artifact_is_slow(written):
     assert any(line.startswith("total") and "100.0 %" in line for line in lines)
     assert "% of the time is bound by arithmetic; the dearest is Convolution F32" in " ".join(lines)
     (found,) = json.loads(planish(*words, "--json").stdout.splitlines()[-1])["operators"]
-    assert found["artifact"] == "light.tflite" and found["why"].startswith("9")
+    assert found["artifact"] == "light.tflite" and "bound by arithmetic" in found["why"]
     assert sum(row["share"] for row in found["operators"]) == pytest.approx(1, rel=0.01)
 
 
