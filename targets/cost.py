@@ -1,4 +1,4 @@
-"""What an operator costs on a target: tables learned from single-operator artifacts, run as any artifact is run.
+"""What an operator costs on a target: tables learned from operators timed in artifacts, run as any artifact is run.
 
 A table belongs to one profile and one format. Costs of operators add up to the network's latency but for `invoke_ms`,
 what one call of the runtime costs besides its operators. A table chooses where planning probes; it is never a result.
@@ -10,9 +10,8 @@ import hashlib
 import json
 import platform
 import statistics
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,21 @@ from targets.cache import cache_root, write_atomic
 from targets.cost_model import ClassModel
 from targets.errors import MissingEnvironmentError
 from targets.operator import Operator
-from targets.probes.design import convolution, probes
+from targets.probes import design, timing
+from targets.probes.timing import Overheads, Timed
 from targets.profile import PROFILES, Profile
-from targets.runners import Job, Timing
 from targets.runners.artifact import runtime_version
 
 __all__ = ["CostTable", "Operator", "build"]
 
 FORMATS = ("tflite", "onnx")
 COMMITTED = PROFILES / "costs"
-CHAIN = 5  # operators in a row, whose time over one operator's tells what a call costs by itself
+MODEL = 2  # of costs, in the tables' files; raise it with any change of `cost_model.terms`
 
 
 @dataclass(frozen=True)
 class RelativeError:
-    """Of the table's costs, on probes its fit has not seen."""
+    """Of the table's costs, on operators its fit has not seen."""
 
     median: float
     p90: float
@@ -51,6 +50,7 @@ class CostTable:
     invoke_ms: float  # one call of the runtime, without operators
     error: RelativeError
     classes: dict[str, ClassModel]
+    caches: cost_model.Caches
     _known: dict[Operator, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -63,14 +63,14 @@ class CostTable:
             MissingEnvironmentError: `COST_TABLE_MISSING`, with the command that builds it.
         """
         path = table_path(profile, format)
-        if profile.kind == "host" and not path.exists():
+        if profile.kind == "host" and _record(path).get("model") != MODEL:
             build(profile, progress, formats=(format,))
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if record.get("profile_version") != profile.version:
+        record = _record(path)
+        if (record.get("profile_version"), record.get("model")) != (profile.version, MODEL):
             raise MissingEnvironmentError(
                 f"there is no table of operator costs for {profile.name} and {format}",
                 where=str(path),
-                why="it is of another version of the profile" if record else "no such file",
+                why="it is of another version of the profile or of planish" if record else "no such file",
                 fix=f"run `planish targets cost {profile.name}`",
                 code="COST_TABLE_MISSING",
             )
@@ -81,14 +81,20 @@ class CostTable:
             record["invoke_ms"],
             RelativeError(**record["error"]),
             {name: cost_model.from_json(model) for name, model in record["classes"].items()},
+            tuple(record["caches"]),
         )
 
     def milliseconds(self, op: Operator) -> float:
-        """Cost of `op` by itself, without `invoke_ms`; above zero."""
-        if op not in self._known:
+        """Cost of `op` by itself, without `invoke_ms`; above zero. Planning asks hundreds of thousands of times."""
+        known = self._known.get(op)
+        if known is None:
             name = cost_model.classify(op, self.format)
-            self._known[op] = self.classes[name].milliseconds(name, op)
-        return self._known[op]
+            known = self._known[op] = self.classes[name].milliseconds(name, op, self.caches)
+        return known
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def shipped_errors(profile: Profile) -> dict[str, RelativeError | None]:
@@ -113,7 +119,9 @@ def table_path(profile: Profile, format: str) -> Path:
 def build(
     profile: Profile, progress: Callable[[str], None] = lambda message: None, *, formats: tuple[str, ...] = FORMATS
 ) -> list[CostTable]:
-    """Time every probe on `profile`, fit, and write the tables; minutes on an emulated target.
+    """Time operators on `profile`, fit, and write the tables; minutes on an emulated target.
+
+    What has been timed stays in the cache, so a build that was stopped goes on where it was.
 
     Raises:
         MissingEnvironmentError: `EMULATOR_MISSING`.
@@ -122,63 +130,71 @@ def build(
 
 
 def _build(profile: Profile, format: str, progress: Callable[[str], None]) -> CostTable:
-    operators = probes()
-    chained = [convolution(8, 8, 3, 1, 4), convolution(16, 16, 3, 1, 4, groups=16), convolution(16, 16, 1, 1, 4)]
-    progress(f"{len(operators)} single-operator artifacts for {profile.name}, {format}")
-    models = [[op] for op in operators] + [[op] * count for op in chained for count in (1, CHAIN)]
-    timings = _time(models, profile, format, progress)
-    times = [statistics.median(timing.samples_ms) for timing in timings]
-    singles, chains = times[len(operators) :: 2], times[len(operators) + 1 :: 2]
-    invoke_ms = max(0.0, statistics.median(one - (many - one) / (CHAIN - 1) for one, many in zip(singles, chains)))
+    progress(f"operators of {profile.name}, {format}")
+    beside = timing.overheads(profile, format, progress)
+    learned, unseen = _times(profile, format, beside, progress)
+    caches = _caches(profile)
     by_class: dict[str, list[tuple[Operator, float]]] = {}
-    for operator, ms in zip(operators, times):
-        # A tenth of a call is what is left of the smallest operators on a noisy host.
-        by_class.setdefault(cost_model.classify(operator, format), []).append(
-            (operator, max(ms - invoke_ms, invoke_ms / 10))
-        )
+    for operator, ms in learned:
+        by_class.setdefault(cost_model.classify(operator, format), []).append((operator, ms))
     progress(f"fitting {len(by_class)} classes of operators")
-    fitted = {name: cost_model.fit(name, timed) for name, timed in sorted(by_class.items())}
-    errors = sorted(error for model, found in fitted.values() for error in found)
-    classes = {name: model for name, (model, _) in fitted.items()}
-    error = RelativeError(statistics.median(errors), errors[int(0.9 * (len(errors) - 1))])
+    classes = {name: cost_model.fit(name, timed, caches) for name, timed in sorted(by_class.items())}
+    what = f"{len(learned)} operators in random chains" if profile.kind == "emulator" else f"{len(learned)} operators"
     source = (
-        f"{len(operators)} single-operator artifacts on {profile.title}, {timings[0].runtime}; "
-        f"rebuild with `planish targets cost {profile.name}`"
+        f"{what} on {profile.title}, {beside.runtime}; error on {len(unseen)} others; "
+        f"rebuild with `planish targets cost {profile.name} --format {format}`"
     )
+    table = CostTable(profile.name, format, source, beside.invoke_ms, RelativeError(0.0, 0.0), classes, caches)
+    table = replace(table, error=error_on(table, unseen))
     record: dict[str, Any] = {
+        "model": MODEL,
         "profile": profile.name,
         "profile_version": profile.version,
         "format": format,
         "source": source,
-        "state": timings[0].state,
-        "invoke_ms": invoke_ms,
-        "error": vars(error),
+        "state": beside.state,
+        "invoke_ms": beside.invoke_ms,
+        "error": vars(table.error),
+        "caches": list(caches),
         "classes": {name: cost_model.to_json(model) for name, model in classes.items()},
     }
     write_atomic(table_path(profile, format), json.dumps(record, indent=1) + "\n")
-    return CostTable(profile.name, format, source, invoke_ms, error, classes)
+    return table
 
 
-def _time(models: list[list[Operator]], profile: Profile, format: str, progress: Callable[[str], None]) -> list[Timing]:
-    """Build each model's artifact and time them all in one process."""
-    import numpy
+def error_on(table: CostTable, timed: Sequence[tuple[Operator, float]]) -> RelativeError:
+    """Median and 90th percentile of how far the table's costs are from the measured ones."""
+    errors = sorted(abs(table.milliseconds(operator) / ms - 1) for operator, ms in timed)
+    return RelativeError(statistics.median(errors), errors[int(0.9 * (len(errors) - 1))])
 
-    from targets.probes import onnx, tflite
-    from targets.runners import emulator, host
 
-    make = {"tflite": tflite.build, "onnx": onnx.build}[format]
-    rng = numpy.random.default_rng(0)
-    with tempfile.TemporaryDirectory(prefix="planish-cost-") as scratch:
-        jobs = []
-        for index, model in enumerate(models):
-            artifact, inputs = Path(scratch) / f"probe{index}.{format}", Path(scratch) / f"probe{index}.npz"
-            content, samples = make(model, rng)
-            artifact.write_bytes(content)
-            numpy.savez(inputs, **samples)
-            jobs.append(Job(artifact, inputs))
-        if profile.kind == "host":
-            return host.time_artifacts(jobs, format, progress, budget_s=0.05, least_samples=10, warmup_s=0.01)
-        return emulator.time_artifacts(jobs, format, profile, progress, warmups=1, phases=1)
+def unseen_times(profile: Profile, format: str, progress: Callable[[str], None] = lambda message: None) -> Timed:
+    """`design.UNSEEN` operators of no table's fit, timed as a table's own."""
+    return _times(profile, format, timing.overheads(profile, format, progress), progress, learn=False)[1]
+
+
+def _times(
+    profile: Profile, format: str, beside: Overheads, progress: Callable[[str], None], *, learn: bool = True
+) -> tuple[Timed, Timed]:
+    """Operators to learn from, and `design.UNSEEN` others, no operator twice."""
+    artifacts, others = design.artifacts() if learn else [], design.unseen_artifacts()
+    learned = {operator for chains in design.artifacts() for chain in chains for operator in chain[1:]}
+    if profile.kind == "emulator":
+        found = timing.time_chains([*artifacts, *others], profile, format, beside, progress)
+        seen, fresh = (sum(part, []) for part in (found[: len(artifacts)], found[len(artifacts) :]))
+    else:
+        unseen = dict.fromkeys(op for chains in others for chain in chains for op in chain[1:] if op not in learned)
+        wanted = [*(learned if learn else ()), *list(unseen)[: design.UNSEEN]]
+        times = timing.time_singles(wanted, profile, format, beside, progress)
+        seen, fresh = ([pair for pair in times if (pair[0] in learned) is mine] for mine in (True, False))
+    fresh = list({operator: (operator, ms) for operator, ms in fresh if operator not in learned}.values())
+    return seen, fresh[: design.UNSEEN]
+
+
+def _caches(profile: Profile) -> cost_model.Caches:
+    """Bytes of each level; the host's are not known, and its fit is without them."""
+    levels = (profile.l1d, profile.l2, profile.l3)
+    return tuple(1024.0 * level.kib for level in levels if level is not None)
 
 
 def _cpu_name() -> str:

@@ -137,7 +137,13 @@ def _causes(record: Record) -> dict[str, float]:
 
 
 def profile_artifact(
-    job: Job, format: str, profile: Profile, progress: Progress, *, threads: int = 1
+    job: Job,
+    format: str,
+    profile: Profile,
+    progress: Progress,
+    *,
+    threads: int = 1,
+    phases: int = PROFILED_PHASES,
 ) -> list[Profiled]:
     """Inferences of the artifact with its runtime's profiler on, cut at the system calls the profiler makes.
 
@@ -149,7 +155,7 @@ def profile_artifact(
         PlanishError: `EMULATION_FAILED`, `TIMING_FAILED`.
     """
     emulator = require()
-    path = _remembered(job, format, profile, threads, PROFILED_PHASES, profiled=True)
+    path = _remembered(job, format, profile, threads, phases, profiled=True)
     try:
         return [_recalled_profile(one) for one in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError):
@@ -158,7 +164,7 @@ def profile_artifact(
         "mode": "profile",
         "format": format,
         "threads": threads,
-        "jobs": [_entry(job) | {"label": BETWEEN + 1, "phases": PROFILED_PHASES, "between": BETWEEN}],
+        "jobs": [_entry(job) | {"label": BETWEEN + 1, "phases": phases, "between": BETWEEN}],
     }
     records, results = _session(plan, emulator, profile, progress, calls=MARKS)
     found, phase = [], []
