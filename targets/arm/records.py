@@ -9,6 +9,8 @@ ONNX Runtime: a node is [clock] work [clock] getpid. With a thread pool there ar
 a getcpu. Part of the node's profile is written before the closing read: its records hold some of the profiler's work.
 LiteRT: XNNPACK reads the clock once before its first operator and once after each; an operator outside of XNNPACK is
 [clock] work [clock]. The runtime's own steps around them read memory statistics, too: [clock, close] and so on.
+ExecuTorch: an instruction is [getpid] work [getpid] by the tracer of executorch.cpp; one that calls XNNPACK reads the clock
+in between, as above, after reads of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def owned(operators: Sequence[dict[str, Any]], ends: Sequence[int], format: str)
     Raises:
         ValueError: the runtime did not call as its profiler is known to.
     """
-    return {"tflite": _of_litert, "onnx": _of_onnxruntime}[format](operators, ends)
+    return {"tflite": _of_litert, "onnx": _of_onnxruntime, "pte": _of_executorch}[format](operators, ends)
 
 
 def _of_onnxruntime(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[list[int]]:
@@ -65,4 +67,23 @@ def _of_litert(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list
         position += operator["first"]  # it has a read of its own before it
         found.append(list(range(reads[position - 1] + 1, reads[position] + 1)))
         position += 1
+    return found
+
+
+def _of_executorch(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[list[int]]:
+    """An instruction of the program runs one operator of ExecuTorch's own, or those of XNNPACK up to the next `first`."""
+    calls = [index for index, call in enumerate(ends) if call == GETPID]
+    starts = [index for index, operator in enumerate(operators) if operator["first"]]
+    if len(calls) != 2 * len(starts):
+        raise ValueError(f"{len(starts)} instructions, but {len(calls)} calls of getpid")
+    found = []
+    for opening, closing, start, end in zip(calls[::2], calls[1::2], starts, [*starts[1:], len(operators)]):
+        reads = [index for index in range(opening + 1, closing) if ends[index] == CLOCK_GETTIME]
+        if not reads and end - start == 1:
+            found.append(list(range(opening + 1, closing + 1)))
+            continue
+        if len(reads) <= end - start:
+            raise ValueError(f"{end - start} operators, but {len(reads)} reads of the clock")
+        bounds = reads[-(end - start + 1) :]
+        found += [list(range(before + 1, after + 1)) for before, after in zip(bounds, bounds[1:])]
     return found

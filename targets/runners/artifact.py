@@ -131,10 +131,10 @@ class ExecuTorch:
         11: numpy.bool_,
     }
 
-    def __init__(self, path, threads):
+    def __init__(self, path, threads, profiled=False):
         self._runner = _executorch_runner()
         opened = ctypes.c_void_p()
-        self._check(self._runner.planish_open(os.fsencode(path), threads, ctypes.byref(opened)))
+        self._check(self._runner.planish_open(os.fsencode(path), threads, profiled, ctypes.byref(opened)))
         self._opened = opened
         weakref.finalize(self, self._runner.planish_close, opened)
         tensors = [self._tensor(False, index) for index in range(self._runner.planish_inputs(opened))]
@@ -207,13 +207,14 @@ def _executorch_runner():
     runner = ctypes.CDLL(str(path))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     for name, result, arguments in (
-        ("open", integer, [ctypes.c_char_p, integer, pointer]),
+        ("open", integer, [ctypes.c_char_p, integer, integer, pointer]),
         ("close", None, [pointer]),
         ("inputs", integer, [pointer]),
         ("outputs", integer, [pointer]),
         ("tensor", integer, [pointer, integer, integer, pointer]),
         ("feed", None, [pointer, integer, pointer]),
         ("invoke", integer, [pointer]),
+        ("operators", ctypes.c_char_p, [pointer]),
         ("error", ctypes.c_char_p, [integer]),
     ):
         function = getattr(runner, f"planish_{name}")

@@ -6,7 +6,10 @@
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/core/event_tracer.h>
 #include <executorch/runtime/platform/platform.h>
+
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
@@ -16,8 +19,15 @@
 
 using executorch::extension::Module;
 using executorch::extension::TensorPtr;
+using executorch::aten::Tensor;
+using executorch::runtime::AllocatorID;
+using executorch::runtime::ArrayRef;
+using executorch::runtime::ChainID;
+using executorch::runtime::DebugHandle;
+using executorch::runtime::DelegateDebugIntId;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
+using executorch::runtime::Result;
 using executorch::runtime::Tag;
 
 // The thread pool's header is not in the wheel, its library is.
@@ -36,9 +46,54 @@ constexpr int kMaxRank = 16;
 constexpr size_t kReadAhead = 128;  // bytes that vector kernels may read past the end of a tensor
 const char kMethod[] = "forward";
 
-struct Runner {
-  explicit Runner(const char* path) : module(path) {}
+// Keeps what ran, a line each, which profiled.py reads, and calls getpid where an instruction of the program begins and
+// ends, which arm/records.py looks for. XNNPACK reads the clock around its operators and names them when all have run.
+class Tracer : public executorch::runtime::EventTracer {
+ public:
+  using Entry = executorch::runtime::EventTracerEntry;
+  std::string lines;
 
+  Entry start_profiling(const char* name, ChainID, DebugHandle) override {
+    Entry entry{};
+    entry.event_id = std::strcmp(name, "DELEGATE_CALL") == 0 || std::strcmp(name, "OPERATOR_CALL") == 0;
+    lines.append("begin ").append(name).append("\n");
+    if (entry.event_id) getpid();
+    return entry;
+  }
+  void end_profiling(Entry entry) override {
+    if (entry.event_id) getpid();
+    lines.append("end\n");
+  }
+  void log_profiling_delegate(const char* name, DelegateDebugIntId, et_timestamp_t, et_timestamp_t, const void*,
+                              size_t) override {
+    lines.append("ran ").append(name ? name : "").append("\n");
+  }
+
+  void create_event_block(const char*) override {}
+  Entry start_profiling_delegate(const char*, DelegateDebugIntId) override { return Entry(); }
+  void end_profiling_delegate(Entry, const void*, size_t) override {}
+  void track_allocation(AllocatorID, size_t) override {}
+  AllocatorID track_allocator(const char*) override { return 0; }
+  Result<bool> log_evalue(const EValue&, executorch::runtime::LoggedEValueType) override { return false; }
+  Result<bool> log_intermediate_output_delegate(const char*, DelegateDebugIntId, const Tensor&) override {
+    return false;
+  }
+  Result<bool> log_intermediate_output_delegate(const char*, DelegateDebugIntId, const ArrayRef<Tensor>) override {
+    return false;
+  }
+  Result<bool> log_intermediate_output_delegate(const char*, DelegateDebugIntId, const int&) override { return false; }
+  Result<bool> log_intermediate_output_delegate(const char*, DelegateDebugIntId, const bool&) override { return false; }
+  Result<bool> log_intermediate_output_delegate(const char*, DelegateDebugIntId, const double&) override {
+    return false;
+  }
+  void set_delegation_intermediate_output_filter(executorch::runtime::EventTracerFilterBase*) override {}
+};
+
+struct Runner {
+  Runner(const char* path, std::unique_ptr<Tracer> profiler)
+      : tracer(profiler.get()), module(path, Module::LoadMode::File, std::move(profiler)) {}
+
+  Tracer* tracer;  // the module's; null where nothing is profiled
   Module module;
   std::vector<std::vector<uint8_t>> buffers;  // of the inputs
   std::vector<TensorPtr> tensors;             // over these buffers
@@ -94,13 +149,13 @@ const char* planish_error(int error) {
   return complaint.c_str();
 }
 
-int planish_open(const char* path, int threads, void** opened) {
+int planish_open(const char* path, int threads, int profiled, void** opened) {
   complaint.clear();
   auto* pool = executorch::extension::threadpool::get_threadpool();
   // Delegates keep the pool they were loaded with, so its size is set before the method is loaded.
   if (pool->get_thread_count() != static_cast<size_t>(threads) && !pool->_unsafe_reset_threadpool(threads))
     return static_cast<int>(Error::Internal);
-  auto runner = std::make_unique<Runner>(path);
+  auto runner = std::make_unique<Runner>(path, profiled ? std::make_unique<Tracer>() : nullptr);
   Error error = runner->module.load_method(kMethod);
   if (error == Error::Ok) error = prepare_inputs(*runner);
   if (error == Error::Ok) *opened = runner.release();
@@ -142,10 +197,14 @@ void planish_feed(void* opened, int index, const void* data) {
 int planish_invoke(void* opened) {
   complaint.clear();
   auto* runner = static_cast<Runner*>(opened);
+  if (runner->tracer) runner->tracer->lines.clear();
   auto outputs = runner->module.execute(kMethod, runner->inputs);
   if (!outputs.ok()) return static_cast<int>(outputs.error());
   runner->outputs = std::move(*outputs);
   return 0;
 }
+
+// What a profiled runner ran in the last inference: "begin NAME", "ran NAME" and "end", a line each.
+const char* planish_operators(void* opened) { return static_cast<Runner*>(opened)->tracer->lines.c_str(); }
 
 }  // extern "C"

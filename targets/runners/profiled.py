@@ -10,7 +10,7 @@ import os
 import tempfile
 
 import numpy
-from artifact import ArtifactError, Onnx, runtime_version
+from artifact import ArtifactError, ExecuTorch, Onnx, runtime_version
 
 STEP, OPERATOR, DELEGATED = 1, 2, 8  # tflite::Profiler::EventType
 CPU = 1  # kLiteRtHwAcceleratorCpu
@@ -38,10 +38,8 @@ def open_profiled(path, format, threads=1):
     """
     if not os.path.exists(path):
         raise ArtifactError("no such file")
-    if format not in ("tflite", "onnx"):
-        raise ArtifactError(f"{runtime_version(format)} has no profiler")
     try:
-        return {"tflite": ProfiledTFLite, "onnx": ProfiledOnnx}[format](path, threads)
+        return {"tflite": ProfiledTFLite, "onnx": ProfiledOnnx, "pte": ProfiledExecuTorch}[format](path, threads)
     except (ValueError, RuntimeError) as error:
         raise ArtifactError(f"{runtime_version(format)} cannot load it: {error}") from error
 
@@ -81,6 +79,30 @@ class ProfiledOnnx(Onnx):
     def _shapes(typed):
         """[{"float": [1, 8]}, ...] without the types."""
         return [shape for entry in typed for shape in entry.values()]
+
+
+class ProfiledExecuTorch(ExecuTorch):
+    """ExecuTorch with the tracer of `executorch.cpp`."""
+
+    def __init__(self, path, threads):
+        super().__init__(path, threads, profiled=True)
+
+    def operators(self):
+        """The kernels of XNNPACK, which a delegate's call runs several of, and ExecuTorch's own."""
+        found, scopes, first = [], [], False
+        for line in self._runner.planish_operators(self._opened).decode().splitlines():
+            verb, _, name = line.partition(" ")
+            if verb == "begin":
+                scopes.append(name)
+                first = first or name == "DELEGATE_CALL"
+            elif verb == "end":
+                scopes.pop()
+            if verb == "ran" or name.startswith("native_call_"):
+                kind = name.rpartition(" #")[0] if verb == "ran" else name.removeprefix("native_call_").split(".")[0]
+                is_first = first if verb == "ran" else True
+                found.append({"name": kind, "kind": kind, "first": is_first, "in_shapes": [], "out_shapes": []})
+                first = False
+        return found
 
 
 class _Memory(ctypes.Structure):

@@ -77,3 +77,13 @@ def test_a_runtime_that_does_not_read_the_clock_is_refused():
         owned([{"first": True}], [CLOCK_GETTIME], "onnx")
     with pytest.raises(ValueError, match="node 0"):
         owned([{"first": True}], [CLOCK_GETTIME, GETPID, GETPID, GETPID], "onnx")
+
+
+def test_executorch_runs_kernels_of_its_own_and_calls_of_xnnpack():
+    operators = [{"first": True}, {"first": False}, {"first": True}]
+    called = [GETPID, CLOCK_GETTIME, CLOCK_GETTIME, CLOCK_GETTIME, CLOCK_GETTIME, GETPID]
+    assert owned(operators, [*called, GETPID, GETPID], "pte") == [[3], [4], [7]]
+    with pytest.raises(ValueError, match="2 instructions, but 2 calls"):
+        owned(operators, called, "pte")
+    with pytest.raises(ValueError, match="2 operators, but 2 reads"):
+        owned(operators, [GETPID, CLOCK_GETTIME, CLOCK_GETTIME, GETPID, GETPID, GETPID], "pte")
