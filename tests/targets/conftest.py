@@ -21,13 +21,16 @@ def write_artifact(
     folder: Path, name: str, operators: list[Operator], format: str, samples: int = 1
 ) -> tuple[Path, Path]:
     """(artifact, inputs .npz with `samples` samples)."""
-    content, arrays = {"tflite": tflite, "onnx": onnx}[format].build(operators, numpy.random.default_rng(1))
+    probe = {"tflite": tflite, "onnx": onnx}[format].build([operators], numpy.random.default_rng(1))
     artifact, inputs = folder / f"{name}.{format}", folder / f"{name}.{format}.npz"
-    artifact.write_bytes(content)
+    artifact.write_bytes(probe.content)
     rng = numpy.random.default_rng(2)
     numpy.savez(
         inputs,
-        **{key: rng.standard_normal((samples, *array.shape[1:]), dtype=numpy.float32) for key, array in arrays.items()},
+        **{
+            key: rng.standard_normal((samples, *array.shape[1:]), dtype=numpy.float32)
+            for key, array in probe.samples.items()
+        },
     )
     return artifact, inputs
 

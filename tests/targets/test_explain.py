@@ -44,9 +44,9 @@ def test_operators_add_up_to_the_inference(emulator, small, format, target, thre
 
 @pytest.mark.emulator
 def test_a_layer_with_weights_that_no_cache_holds_waits_for_memory(emulator, tmp_path):
-    content, arrays = tflite.build([convolution(1024, 2048, 1, 1, 1)], numpy.random.default_rng(1))
-    (tmp_path / "wide.tflite").write_bytes(content)
-    numpy.savez(tmp_path / "wide.npz", **arrays)
+    probe = tflite.build([[convolution(1024, 2048, 1, 1, 1)]], numpy.random.default_rng(1))
+    (tmp_path / "wide.tflite").write_bytes(probe.content)
+    numpy.savez(tmp_path / "wide.npz", **probe.samples)
     rows = explained(tmp_path / "wide.tflite", tmp_path / "wide.npz", "tflite")
     dearest = max(rows[:-1], key=lambda row: row.milliseconds)
     assert dearest.bound == "DRAM" and dearest.shape == "1×1 1024→2048 at 1×1"

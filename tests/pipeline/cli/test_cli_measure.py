@@ -25,7 +25,7 @@ def written(tmp_path, monkeypatch) -> Path:
     networks = {"light.tflite": LIGHT, "heavy.onnx": HEAVY, "larger.onnx": [convolution(3, 8, 3, 1, 20)]}
     for name, operators in networks.items():
         build = {"tflite": tflite, "onnx": onnx}[name.partition(".")[2]].build
-        (tmp_path / name).write_bytes(build(operators, np.random.default_rng(0))[0])
+        (tmp_path / name).write_bytes(build([operators], np.random.default_rng(0)).content)
     pixels = np.random.default_rng(1).random((2, 3, 12, 12), np.float32)
     np.savez(tmp_path / "samples.npz", x=pixels)
     (tmp_path / "images/some").mkdir(parents=True)
