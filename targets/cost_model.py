@@ -88,8 +88,9 @@ def terms(name: str, operator: Operator, tile: Tile, caches: Caches) -> tuple[fl
         return (inputs, taps * lanes, -(-taps // rows) * lanes, lanes, 1, *spills)
     if name in ("pool", "max_pool") or name.startswith("depthwise"):
         swept, row = pixels * lanes, lines * lanes
-        wide = max(0.0, FLOAT * operator.kernel[0] * operator.in_size[1] * operator.in_channels - caches[0])
-        return (swept * taps, swept, pixels * taps, pixels, row * taps, row, lines, lanes, 1, lines * wide, *spills)
+        read = FLOAT * operator.kernel[0] * operator.in_size[1] * operator.in_channels  # for one line
+        again = (lines * max(0.0, read - cache) for cache in caches[:1])
+        return (swept * taps, swept, pixels * taps, pixels, row * taps, row, lines, lanes, 1, *again, *spills)
     groups = operator.groups
     bands, panels = -(-pixels // rows), -(-(channels // groups) // columns)
     blocks = groups * bands * panels

@@ -9,8 +9,8 @@ ONNX Runtime: a node is [clock] work [clock] getpid. With a thread pool there ar
 a getcpu. Part of the node's profile is written before the closing read: its records hold some of the profiler's work.
 LiteRT: XNNPACK reads the clock once before its first operator and once after each; an operator outside of XNNPACK is
 [clock] work [clock]. The runtime's own steps around them read memory statistics, too: [clock, close] and so on.
-ExecuTorch: an instruction is [getpid] work [getpid] by the tracer of executorch.cpp; one that calls XNNPACK reads the clock
-in between, as above, after reads of its own.
+ExecuTorch: an instruction is [getpid] work [getpid] by the tracer of executorch.cpp; one that calls XNNPACK reads the
+clock in between, as above, after reads of its own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _of_litert(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list
 
 
 def _of_executorch(operators: Sequence[dict[str, Any]], ends: Sequence[int]) -> list[list[int]]:
-    """An instruction of the program runs one operator of ExecuTorch's own, or those of XNNPACK up to the next `first`."""
+    """An instruction runs one operator of ExecuTorch's own, or those of XNNPACK up to the next `first`."""
     calls = [index for index, call in enumerate(ends) if call == GETPID]
     starts = [index for index, operator in enumerate(operators) if operator["first"]]
     if len(calls) != 2 * len(starts):

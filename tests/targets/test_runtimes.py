@@ -10,7 +10,9 @@ import numpy
 import pytest
 
 from targets.arm.qemu import run_python
+from targets.explain import explain
 from targets.measure import Measurement, measure, measure_many
+from targets.operators import RUNTIME
 from targets.profile import Profile, list_profiles, load_profile
 from targets.runners import emulator as emulator_runner
 from targets.runners import host
@@ -133,3 +135,21 @@ def test_a_runtime_is_told_the_same_features_by_both_its_sources(emulator, profi
     bits = int(done.stdout)
     reported = {feature for feature, bit in HWCAP.items() if bits >> bit & 1}
     assert reported == HWCAP.keys() & set(profile.core.features)
+
+
+@pytest.mark.slow
+@pytest.mark.export
+@pytest.mark.emulator
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_runtime_is_broken_down_into_the_layers_of_the_network(measured, artifacts, format):
+    for precision in ("fp32", "int8"):
+        rows = explain(
+            artifacts / f"{precision}.{format}",
+            format=format,
+            profile=load_profile(DOT),
+            inputs=artifacts / f"{format}.npz",
+        )
+        whole = measured[DOT, precision, format]
+        assert sum(row.milliseconds for row in rows) == pytest.approx(whole.median_ms, rel=0.01)
+        assert sum("Conv" in row.kind and "Convert" not in row.kind for row in rows) == 7
+        assert rows[-1].kind == RUNTIME and rows[-1].share < 0.06
