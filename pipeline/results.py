@@ -65,6 +65,7 @@ def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None
                 bytes=artifact.bytes,
                 file=artifact.path.relative_to(stages.run.root).as_posix(),
                 confidence_percent=95.0 if m.runner == "host" else None,
+                threads=m.threads,
             )
             for m, artifact in zip(candidate.measurements, candidate.artifacts, strict=True)
         ),

@@ -17,7 +17,7 @@ NETWORK = [
     convolution(3, 16, 3, 2, 32),
     convolution(16, 16, 3, 1, 16, groups=16),
     convolution(16, 24, 1, 1, 16),
-    Operator("elementwise", 24, 24, (1, 1), (1, 1), 1, (16, 16), (16, 16)),
+    Operator("add", 24, 24, (1, 1), (1, 1), 1, (16, 16), (16, 16)),
     Operator("pool", 24, 24, (16, 16), (1, 1), 1, (16, 16), (1, 1)),
 ]
 LINEAR = [
