@@ -113,6 +113,8 @@ class _Draw:
         if rng.random() < 0.6 and last.out_size[0] > 1:
             channels, size = last.out_channels, last.out_size
             chain.append(Operator("pool", channels, channels, size, (1, 1), 1, size, (1, 1)))
+            for _ in range(rng.randint(0, 2)):  # convolutions of one pixel, as in squeeze and excitation
+                chain.append(convolution(chain[-1].out_channels, self.channels(), 1, 1, 1))
         return tuple(chain)
 
     def image_step(self, last: Operator) -> list[Operator]:
