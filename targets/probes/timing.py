@@ -28,6 +28,7 @@ SMALL = (
     convolution(16, 16, 1, 1, 4),
     pointwise("add", 16, (4, 4)),
 )
+LEAST_MS = 1e-5
 LONG = 9  # of a small operator in a row; their time over one operator's tells what a call costs by itself
 
 
@@ -69,12 +70,10 @@ def time_chains(
 
         def one(index: int) -> Timed:
             job, probe = _written(artifacts[index], format, Path(scratch), index)
-            times = iter(_profile(job, probe, format, profile, progress))
+            times = iter(_profile(job, probe, format, profile, progress, beside.profiler_ms))
             pairs = [[(operator, next(times)) for operator in chain][1:] for chain in artifacts[index]]
             progress(f"{sum(map(len, artifacts[index]))} operators timed ({index + 1} of {len(artifacts)} artifacts)")
-            # Half of what a profiler adds to an operator is left of the smallest ones.
-            least = max(beside.profiler_ms, 1e-4) / 2
-            return [(operator, max(ms - beside.profiler_ms, least)) for chain in pairs for operator, ms in chain]
+            return [pair for chain in pairs for pair in chain]
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             return list(pool.map(one, range(len(artifacts))))
@@ -113,8 +112,10 @@ def _time(jobs: Sequence[Job], format: str, profile: Profile, progress: Progress
     return emulator.time_artifacts(jobs, format, profile, progress, phases=1, together=len(jobs))
 
 
-def _profile(job: Job, probe: Probe, format: str, profile: Profile, progress: Progress) -> list[float]:
-    """Milliseconds of each operator of the probe, with what the profiler adds.
+def _profile(
+    job: Job, probe: Probe, format: str, profile: Profile, progress: Progress, profiler_ms: float = 0.0
+) -> list[float]:
+    """Milliseconds of each operator of the probe, without `profiler_ms` for each that the runtime ran for it.
 
     What the runtime runs beside the file's nodes (it reorders data, say) belongs to the node it runs for, the next.
     """
@@ -130,8 +131,9 @@ def _profile(job: Job, probe: Probe, format: str, profile: Profile, progress: Pr
     for index in reversed(range(len(owners))):
         if index in matched:
             owner = of_node[matched[index]]
-        times[owner] += sum(profiled.records[record].cycles for record in owners[index]) / (profile.clock_ghz * 1e6)
-    return times
+        spent = sum(profiled.records[record].cycles for record in owners[index]) / (profile.clock_ghz * 1e6)
+        times[owner] += max(spent - profiler_ms, profiler_ms / 10)
+    return [max(ms, LEAST_MS) for ms in times]  # of one that was fused into another nothing is left
 
 
 def _owners(operators: Sequence[dict[str, Any]], ends: Sequence[int], format: str) -> list[list[int]]:
