@@ -63,16 +63,17 @@ def test_an_artifact_that_was_measured_before_is_answered_at_once(first, small, 
 
 def test_what_a_timing_depends_on_makes_it_another(first, small, wider):
     """Nothing is remembered for another artifact, other samples, another core or other threads."""
+    phases = emulator_runner.PHASES
     profile, job = load_profile("pixel-4-cpu"), emulator_runner.Job(*small["onnx"])
     paths = {
-        emulator_runner._remembered(job, "onnx", profile, 1, 3),
-        emulator_runner._remembered(emulator_runner.Job(job.artifact, wider["onnx"][1]), "onnx", profile, 1, 3),
-        emulator_runner._remembered(emulator_runner.Job(wider["onnx"][0], job.inputs), "onnx", profile, 1, 3),
-        emulator_runner._remembered(job, "onnx", load_profile("pixel-4-mid-cpu"), 1, 3),
-        emulator_runner._remembered(job, "onnx", profile, 2, 3),
-        emulator_runner._remembered(job, "onnx", profile, 1, 1),
+        emulator_runner._remembered(job, "onnx", profile, 1, phases),
+        emulator_runner._remembered(emulator_runner.Job(job.artifact, wider["onnx"][1]), "onnx", profile, 1, phases),
+        emulator_runner._remembered(emulator_runner.Job(wider["onnx"][0], job.inputs), "onnx", profile, 1, phases),
+        emulator_runner._remembered(job, "onnx", load_profile("pixel-4-mid-cpu"), 1, phases),
+        emulator_runner._remembered(job, "onnx", profile, 2, phases),
+        emulator_runner._remembered(job, "onnx", profile, 1, phases + 1),
     }
-    assert len(paths) == 6 and emulator_runner._remembered(job, "onnx", profile, 1, 3).exists()
+    assert len(paths) == 6 and emulator_runner._remembered(job, "onnx", profile, 1, phases).exists()
 
 
 @pytest.mark.slow
