@@ -238,11 +238,11 @@ def _map(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
 
 def _batch_first(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     """Attention puts the tokens first, [T, N, C], or the heads beside the batch, [N * H, T, D]: the batch comes first."""
-    if not shape or shape[0] == batch or shape[0] % batch:
+    if not shape or shape[0] == batch:
         return shape
     if len(shape) > 2 and shape[1] == batch:
         return (batch, shape[0], *shape[2:])
-    return (batch, shape[0] // batch, *shape[1:])
+    return shape if shape[0] % batch else (batch, shape[0] // batch, *shape[1:])
 
 
 class _Shapes(fx.Interpreter):

@@ -1,7 +1,7 @@
 """How far a cost table is from what it predicts: `python tests/benchmarks/cost.py PROFILE [FORMAT]`.
 
-Writes reports/benchmarks/cost-PROFILE-FORMAT.json: the error on operators that no table is learned from, and of the sum
-over ten networks against the same networks emulated whole. Prints both as a short table.
+Writes reports/benchmarks/cost-PROFILE-FORMAT.json and a short table beside it (.md): the error on operators that no
+table is learned from, and of the sum over ten networks against the same networks emulated whole.
 """
 
 from __future__ import annotations
@@ -55,10 +55,19 @@ def main(name: str, format: str = "tflite") -> None:
     }
     path = ROOT / "reports" / "benchmarks" / f"cost-{name}-{format}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{len(timed)} unseen operators: median {100 * error.median:.1f} %, p90 {100 * error.p90:.1f} %\n")
-    print("| network | emulated, ms | sum of the table, ms | error, % |\n|---|---|---|---|")
-    for network, row in networks.items():
-        print(f"| {network} | {row['emulated_ms']:.2f} | {row['table_ms']:.2f} | {row['error_percent']:+.1f} |")
+    lines = [
+        f"{profile.title}, {format}: {len(timed)} operators that the table was not learned from: median error "
+        f"{100 * error.median:.1f} %, 90th percentile {100 * error.p90:.1f} %. Reproduce: `{result['command']}`.",
+        "",
+        "| network | emulated whole, ms | sum of the table, ms | error, % |",
+        "|---|---|---|---|",
+        *(
+            f"| {network} | {row['emulated_ms']:.2f} | {row['table_ms']:.2f} | {row['error_percent']:+.1f} |"
+            for network, row in networks.items()
+        ),
+    ]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print(*lines, sep="\n")
 
 
 def compared(name: str, table: CostTable, profile) -> dict[str, float]:
