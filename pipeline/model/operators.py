@@ -237,7 +237,7 @@ def _map(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
 
 
 def _batch_first(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    """Attention puts the tokens first, [T, N, C], or the heads beside the batch, [N * H, T, D]: the batch comes first."""
+    """Attention puts tokens first, [T, N, C], or heads beside the batch, [N * H, T, D]: here the batch is first."""
     if not shape or shape[0] == batch:
         return shape
     if len(shape) > 2 and shape[1] == batch:

@@ -7,7 +7,9 @@ since has pushed them. So operators are timed in chains, and many chains make on
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from targets.operator import Kind, Operator, convolution, linear, matmul, pointwise
 
@@ -101,7 +103,7 @@ class _Draw:
                     rng.choice((1, 3)), rng.choice(CHANNELS[:9]), rng.choice((3, 5, 7)), rng.choice((1, 2)), size
                 )
             )
-            # Twice, so that one of the two is timed behind an operator.
+            # The stem is timed, so something stands before it.
             lift = pointwise("mul", first.in_channels, first.in_size)
             chain = [lift, first]
         else:
@@ -177,14 +179,17 @@ class _Draw:
                     pointwise("transpose", channels, rows, heads),
                 ]
             elif step in ("linear", "attention"):
-                chain.append(self.affordable(lambda: linear(channels, self.channels(), tokens)))
+                chain.append(self.affordable(partial(self.any_linear, channels, tokens)))
             elif step == "add":
                 chain += [pointwise("gelu", channels, rows), pointwise("add", channels, rows)]
             else:
                 chain.append(pointwise(step, channels, rows))
         return tuple(chain)
 
-    def affordable(self, draw) -> Operator:
+    def any_linear(self, channels: int, tokens: int) -> Operator:
+        return linear(channels, self.channels(), tokens)
+
+    def affordable(self, draw: Callable[[], Operator]) -> Operator:
         """The first drawn operator that is cheap enough to emulate."""
         most = self.budget.seldom if self.rng.random() < self.budget.share else self.budget.usual
         while True:

@@ -103,7 +103,9 @@ class _Builder:
         if operator.pixels == 1:
             if len(self.shapes[value]) > 2:
                 value = self.node("Flatten", [value], (1, inputs))
-            return self.node("Gemm", [value, self.weights(outputs, inputs), self.weights(outputs)], (1, outputs), transB=1)
+            return self.node(
+                "Gemm", [value, self.weights(outputs, inputs), self.weights(outputs)], (1, outputs), transB=1
+            )
         shape = (1, operator.in_size[0], outputs)
         product = self.node("MatMul", [value, self.weights(inputs, outputs)], shape)
         return self.node("Add", [product, self.weights(outputs)], shape)

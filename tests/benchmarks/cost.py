@@ -94,9 +94,7 @@ def operators(network: Network) -> list[Operator]:
         out_size, channels = size(layer.shape), layer.shape[-1]
         if layer.op in ("conv", "linear"):
             kernel, stride = (layer.kernel,) * 2, (layer.stride,) * 2
-            found.append(
-                Operator(layer.op, before[-1], channels, kernel, stride, layer.groups, size(before), out_size)
-            )
+            found.append(Operator(layer.op, before[-1], channels, kernel, stride, layer.groups, size(before), out_size))
         elif layer.op in ("max_pool", "avg_pool", "global_pool"):
             kind = "max_pool" if layer.op == "max_pool" else "pool"
             kernel = size(before) if layer.op == "global_pool" else (layer.kernel,) * 2

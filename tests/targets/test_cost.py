@@ -15,7 +15,7 @@ from targets import cost, cost_model
 from targets.cost import CostTable, Operator
 from targets.errors import MissingEnvironmentError
 from targets.operator import attention, convolution, linear, matmul, pointwise
-from targets.probes import design, onnx, timing, tflite
+from targets.probes import design, onnx, tflite, timing
 from targets.probes.timing import Overheads
 from targets.profile import load_profile
 from targets.runners.artifact import Samples, open_artifact

@@ -26,7 +26,10 @@ def test_attention_is_priced_by_head_and_token_of_one_sample() -> None:
 
     rows = [row.operator for row in priced(Block(), 9, 16)]
     products = [row for row in rows if row.kind == "matmul"]
-    assert [(row.groups, row.pixels, row.in_channels, row.out_channels) for row in products] == [(2, 9, 8, 9), (2, 9, 9, 8)]
+    assert [(row.groups, row.pixels, row.in_channels, row.out_channels) for row in products] == [
+        (2, 9, 8, 9),
+        (2, 9, 9, 8),
+    ]
     (softmax,) = (row for row in rows if row.kind == "softmax")
     assert softmax.pixels == 2 * 9 and softmax.out_channels == 9
     assert [row.pixels for row in rows if row.kind == "linear"] == [9] * 4
