@@ -65,7 +65,7 @@ def overheads(profile: Profile, format: str, progress: Progress) -> Overheads:
 def time_chains(
     artifacts: Sequence[Sequence[Chain]], profile: Profile, format: str, beside: Overheads, progress: Progress
 ) -> list[Timed]:
-    """The operators of each artifact with what each took; a chain's first operator is left out."""
+    """The operators of each artifact with what each took; a chain's first is left out, and what was fused away."""
     with tempfile.TemporaryDirectory(prefix="planish-cost-") as scratch:
 
         def one(index: int) -> Timed:
@@ -73,7 +73,7 @@ def time_chains(
             times = iter(_profile(job, probe, format, profile, progress, beside.profiler_ms))
             pairs = [[(operator, next(times)) for operator in chain][1:] for chain in artifacts[index]]
             progress(f"{sum(map(len, artifacts[index]))} operators timed ({index + 1} of {len(artifacts)} artifacts)")
-            return [pair for chain in pairs for pair in chain]
+            return [(operator, ms) for chain in pairs for operator, ms in chain if ms]
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             return list(pool.map(one, range(len(artifacts))))
@@ -117,6 +117,8 @@ def _profile(
 ) -> list[float]:
     """Milliseconds of each operator of the probe, without `profiler_ms` for each that the runtime ran for it.
 
+    0 for an operator that the runtime fused into another.
+
     What the runtime runs beside the file's nodes (it reorders data, say) belongs to the node it runs for, the next.
     """
     from targets.runners import emulator
@@ -132,8 +134,8 @@ def _profile(
         if index in matched:
             owner = of_node[matched[index]]
         spent = sum(profiled.records[record].cycles for record in owners[index]) / (profile.clock_ghz * 1e6)
-        times[owner] += max(spent - profiler_ms, profiler_ms / 10)
-    return [max(ms, LEAST_MS) for ms in times]  # of one that was fused into another nothing is left
+        times[owner] += max(spent - profiler_ms, profiler_ms / 10, LEAST_MS)
+    return times
 
 
 def _owners(operators: Sequence[dict[str, Any]], ends: Sequence[int], format: str) -> list[list[int]]:
