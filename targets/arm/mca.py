@@ -15,6 +15,7 @@ from targets.errors import PlanishError
 
 ITERATIONS = 100  # of a loop, for its steady state
 BATCH = 2000  # regions in one llvm-mca process
+NOTHING = {"TotalCycles": 0, "TotaluOps": 0, "BlockRThroughput": 0, "Iterations": 1}  # of code the model does not know
 
 
 def disassemble(codes: Iterable[bytes], emulator: Emulator) -> dict[bytes, tuple[str | None, ...]]:
@@ -43,14 +44,15 @@ class Run:
 
     cycles: float
     micro_ops: float
+    bound: float  # cycles that its instructions need of the busiest pipe, whatever runs beside them
 
 
 def runs(regions: Iterable[tuple[Sequence[str | None], bool]], emulator: Emulator, core: Core) -> list[Run]:
     """What each region (texts, loop) takes on the core's scheduling model."""
     regions = list(regions)
-    found = [Run(0.0, 0.0)] * len(regions)
+    found = [Run(0.0, 0.0, 0.0)] * len(regions)
     for loop in (True, False):
-        chosen = [index for index, (_, is_loop) in enumerate(regions) if is_loop == loop]
+        chosen = [index for index, (texts, is_loop) in enumerate(regions) if is_loop == loop and any(texts)]
         for start in range(0, len(chosen), BATCH):
             batch = chosen[start : start + BATCH]
             for index, run in zip(batch, _analyse([regions[i][0] for i in batch], loop, emulator, core)):
@@ -87,9 +89,10 @@ def _analyse(regions: list[Sequence[str | None]], loop: bool, emulator: Emulator
     summaries = {region["Name"]: region["SummaryView"] for region in json.loads(done.stdout)["CodeRegions"]}
     found = []
     for index in range(len(regions)):
-        summary = summaries.get(str(index), {"TotalCycles": 0, "TotaluOps": 0, "Iterations": 1})
+        summary = summaries.get(str(index), NOTHING)
         turns = summary["Iterations"]
-        found.append(Run(summary["TotalCycles"] / turns, summary["TotaluOps"] / turns))
+        bound = float(summary["BlockRThroughput"])
+        found.append(Run(summary["TotalCycles"] / turns, summary["TotaluOps"] / turns, bound))
     return found
 
 

@@ -12,14 +12,14 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from targets.arm import chip, pricing, qemu
+from targets.arm import chip, operands, pricing, qemu
 from targets.arm.parts import Emulator, emulator_parts, require
 from targets.arm.records import MARKS
 from targets.arm.wire import Conversation, Record
@@ -27,6 +27,7 @@ from targets.cache import cache_root, write_atomic
 from targets.errors import PlanishError
 from targets.profile import Profile
 from targets.runners import Job, Progress, Timing, ending, unusable
+from targets.runners import artifact as artifact_module
 from targets.runners.artifact import runtime_version
 
 GUEST = Path(qemu.__file__).with_name("guest.py")
@@ -34,7 +35,7 @@ PROFILER, RECORDS = qemu.RUNNERS / "profiled.py", GUEST.with_name("records.py")
 PHASES = 1  # timed inferences of an artifact, after one that fills the caches: they repeat to the last per mille
 PROFILED_PHASES = 3  # of an operator the fastest counts
 BETWEEN = 1  # label of what lies between two of them
-NOT_MODELLED = "instruction caches, address translation, other programs, throttling"
+NOT_MODELLED = "instruction caches, other programs, throttling"
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ def _remembered(job: Job, format: str, profile: Profile, threads: int, phases: i
 
 def _sources() -> list[str]:
     """What turns executed code into time, beside the plugin, which is a part of the emulator."""
-    modules: tuple[Callable[..., Any] | Any, ...] = (chip, pricing, pricing.inorder, pricing.mca)
+    modules: tuple[Any, ...] = (chip, pricing, pricing.inorder, pricing.mca, operands, qemu, artifact_module)
     files = [Path(module.__file__) for module in modules] + [GUEST, GUEST.parent / "corrections.py"]
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 

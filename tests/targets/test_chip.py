@@ -107,9 +107,7 @@ def test_a_faster_clock_sees_a_slower_memory():
 @pytest.mark.parametrize("profile", [p for p in list_profiles() if p.core], ids=lambda profile: profile.name)
 def test_every_profile_fits_the_simulation_s_tables(profile):
     """The plugin's arrays are of fixed size, and a cache has at least one set."""
-    limits = {
-        name: int(value) for name, value in re.findall(r"(MAX_\w+) = (\d+)", HEADER.read_text(encoding="utf-8"))
-    }
+    limits = {name: int(value) for name, value in re.findall(r"(MAX_\w+) = (\d+)", HEADER.read_text(encoding="utf-8"))}
     packed = unpacked(profile)
     assert profile.cores <= limits["MAX_CORES"]
     assert 1 <= packed["line_fills"] <= limits["MAX_FILLS"] and 1 <= packed["l2_fills"] <= limits["MAX_FILLS"]

@@ -32,7 +32,9 @@ def artifact(tmp_path):
 
     def write(operators, format):
         path = tmp_path / f"network.{format}"
-        path.write_bytes({"tflite": tflite, "onnx": probe}[format].build([operators], numpy.random.default_rng(1)).content)
+        path.write_bytes(
+            {"tflite": tflite, "onnx": probe}[format].build([operators], numpy.random.default_rng(1)).content
+        )
         return path
 
     return write

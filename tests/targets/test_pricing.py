@@ -148,9 +148,7 @@ def test_a_core_never_runs_further_ahead_than_its_window(texts, window, schedule
 
 def test_in_order_data_may_be_late_until_an_instruction_reads_it():
     load, use, other = "ldr q0, [x1]", "fadd v2.4s, v0.4s, v3.4s", "add x5, x6, x7"
-    at_once, later = (
-        inorder.lateness([load], [load, *[other] * gap, use], IN_ORDER)[0] for gap in (0, 40)
-    )
+    at_once, later = (inorder.lateness([load], [load, *[other] * gap, use], IN_ORDER)[0] for gap in (0, 40))
     assert at_once == 0, "the reader waits for the data of a hit as it is"
     assert later > at_once
     unread = inorder.lateness([load], [load, other, "movi v0.4s, #0", use], IN_ORDER)

@@ -187,7 +187,7 @@ static bool snooped(struct core *core, uint64_t line, bool invalidate)
                 continue;
             found = true;
             if (way->dirty)
-                put_l2(core, line, true, 0, now(core), L3_HIT);
+                put_l2(core, line, true, machine.l2_shared ? 0 : now(core) + machine.handover, now(core), L3_HIT);
             way->dirty = 0;
             way->valid = !invalidate;
             if (level == 0 && other->last_line == line)
@@ -346,7 +346,10 @@ static void wait_later(struct core *core, double program, double hide, double re
     } else {
         if (core->load_tail - core->load_head == MAX_PENDING)
             memory_settle(core, core->loads[core->load_head % MAX_PENDING].deadline);
-        core->loads[core->load_tail++ % MAX_PENDING] = (struct pending){program + hide, ready, source};
+        uint32_t at = core->load_tail++; /* in the order of their deadlines */
+        for (; at != core->load_head && core->loads[(at - 1) % MAX_PENDING].deadline > program + hide; at--)
+            core->loads[at % MAX_PENDING] = core->loads[(at - 1) % MAX_PENDING];
+        core->loads[at % MAX_PENDING] = (struct pending){program + hide, ready, source};
     }
 }
 
@@ -431,7 +434,8 @@ void memory_access(struct core *core, double offset, double hide, uint64_t addre
     } else if (way->prefetched) {
         way->prefetched = 0;
         core->lines[way->source]++;
-        prefetch(core, line, time);
+        if (!past) /* what is written past the caches is not fetched ahead of the writes */
+            prefetch(core, line, time);
     }
     if (way->ready > time && !(store && address / STORE_BYTES == core->last_store))
         wait_later(core, program, hide, way->ready, (enum cause)way->source, store);

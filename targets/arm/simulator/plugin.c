@@ -65,7 +65,7 @@ struct block {
     uint64_t address, end, executions;
     uint32_t instructions, index;
     enum { OTHER, CONDITIONAL, INDIRECT } ending;
-    bool harness, priced;
+    bool harness, priced, sent;
     double cycles;
     struct { struct block *block; uint64_t times; } successors[SUCCESSORS];
     struct price *prices;
@@ -157,6 +157,8 @@ static void explored(unsigned vcpu, void *data)
         return;
     struct block *b = data, *before = last_blocks[vcpu];
     schedule(vcpu);
+    if (!window)
+        return;
     cores[vcpu].program += b->instructions;
     last_blocks[vcpu] = b;
     b->executions++;
@@ -230,17 +232,21 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 static void negotiate_prices(void)
 {
     uint32_t sent = 0;
-    for (uint32_t i = 0; i < n_blocks; i++)
-        if (blocks[i]->executions && !blocks[i]->harness)
+    pthread_mutex_lock(&lock); /* other threads may still run, and meet new code */
+    uint32_t met = n_blocks;
+    for (uint32_t i = 0; i < met; i++) {
+        blocks[i]->sent = blocks[i]->executions && !blocks[i]->harness;
+        if (blocks[i]->sent)
             blocks[i]->index = sent++;
+    }
     put(&(uint32_t[]){'B', sent}, 8);
-    for (uint32_t i = 0; i < n_blocks; i++) {
+    for (uint32_t i = 0; i < met; i++) {
         struct block *b = blocks[i];
         uint32_t successors[2 * SUCCESSORS] = {0};
-        if (!b->executions || b->harness)
+        if (!b->sent)
             continue;
         for (int s = 0; s < SUCCESSORS; s++)
-            if (b->successors[s].block && !b->successors[s].block->harness) {
+            if (b->successors[s].block && b->successors[s].block->sent) {
                 uint64_t times = b->successors[s].times;
                 successors[2 * s] = b->successors[s].block->index;
                 successors[2 * s + 1] = times > UINT32_MAX ? UINT32_MAX : (uint32_t)times;
@@ -250,10 +256,10 @@ static void negotiate_prices(void)
         put(successors, sizeof successors);
         put(b->words, 4 * (size_t)b->instructions);
     }
-    for (uint32_t i = 0; i < n_blocks; i++) {
+    for (uint32_t i = 0; i < met; i++) {
         struct block *b = blocks[i];
         float hide[MAX_INSNS];
-        if (!b->executions || b->harness)
+        if (!b->sent)
             continue;
         get(&b->cycles, sizeof b->cycles);
         get(hide, sizeof *hide * b->instructions);
@@ -261,6 +267,7 @@ static void negotiate_prices(void)
         for (uint32_t k = 0; k < b->instructions; k++)
             b->prices[k] = (struct price){b, (float)(b->cycles * k / b->instructions), hide[k]};
     }
+    pthread_mutex_unlock(&lock);
 }
 
 static void end_record(uint32_t label, uint64_t call)

@@ -73,6 +73,7 @@ void schedule_start(uint32_t first)
             pthread_cond_init(&turns[i], NULL);
     }
     start = now(&cores[first]) + 1;
+    arrived = 0;
     holder = NOBODY;
     active = true;
     enter((int)first);
@@ -96,8 +97,11 @@ void schedule(uint32_t me)
     pthread_mutex_lock(&lock);
     if (active) {
         enter((int)me);
-        while (active && holder != (int)me)
+        while (active && holder != (int)me) {
             pthread_cond_wait(&turns[me], &lock);
+            if (active && !ready[me])
+                enter((int)me); /* a window closed and another opened meanwhile */
+        }
     }
     pthread_mutex_unlock(&lock);
 }
@@ -131,16 +135,14 @@ void schedule_return(uint32_t me, int64_t result)
             pthread_cond_wait(&arrival, &lock);
         arrived -= result > 0 ? (int)result : 0;
     } else {
-        double earliest = holder == NOBODY ? 0 : now(&cores[holder]);
         if (states[me] == WAITING && result == 0) {
+            if (active && holder != NOBODY)
+                not_before((int)me, now(&cores[holder]) + machine.wake); /* the holder is the waker */
             arrived++;
-            earliest += machine.wake;
             pthread_cond_signal(&arrival);
         }
-        if (active) {
-            not_before((int)me, earliest);
+        if (active)
             enter((int)me);
-        }
     }
     states[me] = RUNNING;
     pthread_mutex_unlock(&lock);
