@@ -7,7 +7,7 @@ import struct
 from targets.profile import Profile
 
 LINE_BYTES = 64
-# From waking a thread to its first instruction: not measured; a timer's wake-up on a Raspberry Pi 4 is 17 us late at most
+# From waking a thread to its first instruction. Not measured: a timer wakes a Raspberry Pi 4 at most 17 us late
 # (faschingbauer.me). The runtimes' threads spin for longer than an inference before they sleep, so it hardly counts.
 WAKE_US = 5.0
 # A line that another core holds: nviennot/core-to-core-latency, 58 to 70 ns on Snapdragon 850 and 855, 90 on BCM2711.

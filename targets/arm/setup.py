@@ -5,7 +5,7 @@ Four parts, each in a directory named after the hash of what it is made of, each
 - `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes; of ExecuTorch's only
   the libraries, and the runner of `.pte` programs, cross-compiled with a compiler that is thrown away
 - `tools`: QEMU's user-mode emulator and LLVM's disassembler and core models, from Debian packages of this machine
-- `plugin`: `blocks.c`, compiled here
+- `plugin`: `simulator/*.c`, compiled here
 - `pycache`: the byte code of a first start, which also proves that the other three work together
 
 Tested on Debian 12; its QEMU 7.2 is a build with plugins. It needs the network once and about 1 GB of disk.
@@ -26,8 +26,8 @@ from targets.arm.parts import (
     COMPILER_PACKAGES,
     LLVM,
     PLUGIN,
-    SIMULATOR,
     QEMU,
+    SIMULATOR,
     SITE,
     SYSROOT_PACKAGES,
     TOOL_PACKAGES,
@@ -110,7 +110,7 @@ def _build_tools(into: Path, progress: Progress) -> None:
     _check_runs([str(into / LLVM / "llvm-mca"), "--version"], into, "LLVM")
     if "-plugin" not in _check_runs([str(into / QEMU), "--help"], into, "QEMU"):
         raise environment_missing(
-            "this system's QEMU cannot count instructions",
+            "this system's QEMU takes no plugins",
             f"qemu-user {versions['qemu-user']} is built without plugins",
             "use Debian 12 (the tested system) or a container of it",
         )

@@ -1,4 +1,4 @@
-"""How an artifact is run: on this machine by the clock, or on an emulated ARM64 core by counting.
+"""How an artifact is run: on this machine by the clock, or on an emulated ARM64 core by simulation.
 
 Both runners offer `time_artifacts` (several artifacts of one format, for `targets.measure`) and `run` (the artifact's
 outputs on several samples, for checking parity). Artifacts are opened by `artifact.py` in a process of their own.

@@ -1,7 +1,7 @@
 """Times and runs artifacts on an emulated ARM64 core.
 
-An artifact is timed in an emulator of its own, so that its figure depends on nothing else, and its timing is kept in the
-cache: emulation gives the same figure again. Several emulators run side by side.
+An artifact is timed in an emulator of its own, so that its figure depends on nothing else, and its timing is kept in
+the cache: emulation gives the same figure again. Several emulators run side by side.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def test_regions_keep_their_order_through_loops_straight_code_and_batches(emulat
 
 def test_a_region_of_unknown_words_costs_nothing_here(emulator):
     nothing = [((None, None), True), ((), False)]
-    assert mca.runs(nothing, emulator, CORE) == [mca.Run(0.0, 0.0)] * 2
+    assert mca.runs(nothing, emulator, CORE) == [mca.Run(0.0, 0.0, 0.0)] * 2
     between = mca.runs([nothing[0], (("nop",), True), nothing[0]], emulator, CORE)
     assert [run.cycles > 0 for run in between] == [False, True, False]
 

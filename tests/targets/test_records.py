@@ -1,5 +1,5 @@
-"""Records of the plugin find the operator they belong to. What was recorded is in profiles.json: of small networks in the
-emulated runtimes, the profiler's operators, the calls that cut the records, and the instructions of each record."""
+"""Records of the plugin find the operator they belong to. What was recorded is in profiles.json: of small networks in
+the emulated runtimes, the profiler's operators, the calls that cut the records, and the instructions of each record."""
 
 from __future__ import annotations
 
