@@ -4,6 +4,7 @@
  * runs. A thread in a system call that may block takes no turns; one that is woken starts no earlier than its waker.
  */
 #include <pthread.h>
+#include <time.h>
 #include "simulator.h"
 
 enum { NOBODY = -1, WAIT = 0, WAKE = 1, WAIT_BITSET = 9, WAKE_BITSET = 10, FUTEX_OPERATION = 0x7f };
@@ -73,7 +74,6 @@ void schedule_start(uint32_t first)
             pthread_cond_init(&turns[i], NULL);
     }
     start = now(&cores[first]) + 1;
-    arrived = 0;
     holder = NOBODY;
     active = true;
     enter((int)first);
@@ -131,9 +131,13 @@ void schedule_return(uint32_t me, int64_t result)
         return;
     pthread_mutex_lock(&lock);
     if (states[me] == WAKING) {
+        struct timespec patience;
+        clock_gettime(CLOCK_REALTIME, &patience);
+        patience.tv_sec += 1;
         while (arrived < result) /* they are about to return from their wait */
-            pthread_cond_wait(&arrival, &lock);
-        arrived -= result > 0 ? (int)result : 0;
+            if (pthread_cond_timedwait(&arrival, &lock, &patience))
+                break; /* QEMU itself waited there, as for a thread's end */
+        arrived = arrived > result && result > 0 ? arrived - (int)result : result > 0 ? 0 : arrived;
     } else {
         if (states[me] == WAITING && result == 0) {
             if (active && holder != NOBODY)
