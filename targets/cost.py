@@ -28,6 +28,7 @@ from targets.runners.artifact import runtime_version
 __all__ = ["CostTable", "Operator", "build"]
 
 FORMATS = ("tflite", "onnx")
+ALIKE = "scale"  # the class that prices an operator which the runtime fused wherever it was met
 COMMITTED = PROFILES / "costs"
 MODEL = 2  # of costs, in the tables' files; raise it with any change of `cost_model.terms`
 
@@ -89,7 +90,8 @@ class CostTable:
         known = self._known.get(op)
         if known is None:
             name = cost_model.classify(op, self.format)
-            known = self._known[op] = self.classes[name].milliseconds(name, op, self.caches)
+            model = self.classes.get(name) or self.classes[ALIKE]
+            known = self._known[op] = model.milliseconds(name if name in self.classes else ALIKE, op, self.caches)
         return known
 
 

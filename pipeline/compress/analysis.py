@@ -104,7 +104,7 @@ def analyse(
     times = milliseconds(base, costs)
     base_ms = sum(times.values())
     rejected: list[tuple[str, str, str]] = []
-    levels = _levels(base, statistics, batches, damage_of, costs, base_ms, rejected, progress)
+    levels = _levels(base, statistics, batches, damage_of, costs, rejected, progress)
     truncations = _truncations(base, batches, damage_of, costs, times, rejected, progress)
     return Analysis(base_ms, tuple(levels), truncations, tuple(rejected))
 
@@ -122,7 +122,6 @@ def _levels(
     batches: Sequence[Tensor],
     damage_of: Callable[[Network], float],
     costs: CostTable,
-    base_ms: float,
     rejected: list[tuple[str, str, str]],
     progress: Callable[[str], None],
 ) -> list[Level]:
@@ -151,8 +150,8 @@ def _levels(
         progress(f"measuring the damage of {len(chosen)} merges ({k} of {len(order)} sites linear)")
         edited = replay(base, edits)
         reestimate(edited.graph, batches)
-        saved = sum(segment.saving_ms for segment in chosen)
-        levels.append(Level(chosen, edits, base_ms - saved, damage_of(edited) if edits else 0.0))
+        predicted_ms = sum(milliseconds(edited, costs).values())
+        levels.append(Level(chosen, edits, predicted_ms, damage_of(edited) if edits else 0.0))
     return levels
 
 
