@@ -51,6 +51,9 @@ class Plugin:
         self.tell("=IIQ2d4d5Q4Q", ord("P"), label, call, cycles, 60.0, *(1.0, 2.0, 3.0, 4.0), *range(5, 10), *range(4))
 
     def leave(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+        while self.socket.recv(4096):  # what was not read would take back what was sent
+            pass
         self.socket.close()
 
 
