@@ -121,7 +121,8 @@ def core_facts(core: Core) -> list[Fact]:
     order = "in order" if core.in_order else f"out of order, {core.window} in flight"
     return [
         Fact("design", f"{core.name}, {order}", ("name", "in_order", "window")),
-        Fact("front end", f"{core.dispatch_width} micro-operations a cycle", ("dispatch_width",)),
+        Fact("decoders", f"{core.dispatch_width} instructions a cycle", ("dispatch_width",)),
+        Fact("dispatch", f"{core.dispatch_micro_ops} micro-operations a cycle", ("dispatch_micro_ops",)),
         Fact("misprediction", f"{core.mispredict_cycles} cycles", ("mispredict_cycles",)),
         Fact("scheduler", _scheduler(core), ("scheduler",)),
         Fact("store buffer", f"{core.store_buffer} stores", ("store_buffer",)),

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from reports.quantities import MISSING, significant
 from targets.validation.network import load_network
-from targets.validation.validate import CLOSE, Agreement, Case, Results, agreement, grouped, order
+from targets.validation.validate import APART, CLOSE, Agreement, Case, Results, agreement, grouped, order
 
 PAGE = Path(__file__).with_name("validation.md")
 RUN = ("profile", "core", "threads", "precision")  # what cases of one row of a summary share
@@ -25,7 +25,8 @@ def markdown(results: Results) -> str:
         "# Emulated beside published latencies",
         f"Written by `{results.command}` on {results.date} with {versions}. Networks are built operator for operator "
         "from `targets/validation/networks`, with random weights; published figures and their sources are in "
-        "`targets/validation/published.csv`. No figure here was used to set a number of a core or a profile.",
+        "`targets/validation/published.csv`. Where the published program gives every operator an array of its own to "
+        f"write to ({APART}), so does the emulated artifact. No figure here was used to set a number of a core or a profile.",
     ]
     if same:
         parts += ["## The same runtime", _summary(same), _cases(same)]

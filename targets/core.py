@@ -80,7 +80,8 @@ class Core:
     mca_cpu: str  # LLVM scheduling model that fits the core, not always the model of the same name
     qemu_cpu: str  # decides the hardware capabilities the runtime is told of
     features: tuple[str, ...]  # the "Features" line of /proc/cpuinfo
-    dispatch_width: int = between(1, 16)  # micro-operations a cycle that the front end sustains
+    dispatch_width: int = between(1, 16)  # instructions a cycle that the front end decodes
+    dispatch_micro_ops: int = between(1, 32)  # micro-operations a cycle that it hands to the schedulers
     window: int = between(0, 1024)  # micro-operations in flight; 0 for an in-order core
     scheduler: int = between(0, 1024)  # vector micro-operations that wait to be issued; 0 for an in-order core
     store_buffer: int = between(1, 128)  # stores of up to 16 bytes that wait for their line

@@ -27,14 +27,13 @@ def corrected(assembly: str, core: Core) -> str:
 def mca_options(core: Core) -> list[str]:
     """llvm-mca's options for the front end of `core`.
 
-    Arm counts two things: a core with n decoders passes n instructions a cycle to rename, and each may become two
-    micro-operations at dispatch (Software Optimization Guides of the Cortex-A76 to X3). llvm-mca by itself knows only
-    micro-operations and never splits an instruction's over two cycles. In-order models ignore the options.
+    A core decodes so many instructions a cycle and dispatches so many micro-operations. llvm-mca by itself knows only
+    the second and never splits an instruction's over two cycles. In-order models ignore the options.
     """
     return [
         f"--micro-op-queue-size={QUEUE}",
         f"--decoder-throughput={core.dispatch_width}",
-        f"--dispatch={(2 if core.mca_cpu.startswith('neoverse') else 1) * core.dispatch_width}",
+        f"--dispatch={core.dispatch_micro_ops}",
     ]
 
 

@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -76,12 +76,13 @@ def time_artifacts(
     chunks = [missing[start : start + together] for start in range(0, len(missing), together)]
 
     def time_chunk(chunk: list[int]) -> None:
-        found = _time_in_one([jobs[i] for i in chunk], format, profile, emulator, progress, threads, phases)
+        mine = [jobs[i] for i in chunk]
+        found = _time_in_one(mine, format, profile, emulator, progress, threads, phases, running)
         for index, timing in zip(chunk, found):
             write_atomic(paths[index], json.dumps(asdict(timing)))
             timings[index] = timing
 
-    with _workers(len(chunks)) as pool:
+    with _workers(len(chunks)) as (pool, running):
         for done in [pool.submit(time_chunk, chunk) for chunk in chunks]:
             done.result()
     return timings
@@ -95,6 +96,7 @@ def _time_in_one(
     progress: Progress,
     threads: int,
     phases: int,
+    running: set[subprocess.Popen[str]],
 ) -> list[Timing]:
     plan = {
         "mode": "time",
@@ -102,7 +104,7 @@ def _time_in_one(
         "threads": threads,
         "jobs": [_entry(job) | {"label": 1 + i * phases, "phases": phases} for i, job in enumerate(jobs)],
     }
-    records, _ = _session(plan, emulator, profile, progress)
+    records, _ = _session(plan, emulator, profile, progress, running=running)
     by_label = {record.label: record for record in records}
     timings = []
     for index in range(len(jobs)):
@@ -214,8 +216,15 @@ def _session(
     progress: Progress,
     *,
     calls: Sequence[int] = (),
+    running: set[subprocess.Popen[str]] | None = None,
 ) -> tuple[list[Record], list[dict[str, Any]]]:
-    """Run the guest over the plan; returns the plugin's records and the guest's results."""
+    """Run the guest over the plan; returns the plugin's records and the guest's results.
+
+    Args:
+        calls: system calls that end a record.
+        running: holds the emulator while it runs.
+    """
+    running = set() if running is None else running
     timed = plan["mode"] != "run"
     conversation = Conversation(
         chip.packed(profile), lambda blocks: pricing.prices(blocks, emulator, profile.core), calls
@@ -239,6 +248,7 @@ def _session(
                 pass_fds=[wire] if timed else [],
             ) as process,
         ):
+            running.add(process)
             try:
                 if timed:
                     conversation.start()
@@ -250,6 +260,8 @@ def _session(
             except BaseException:
                 process.kill()  # an interrupted caller leaves no emulator behind
                 raise
+            finally:
+                running.discard(process)
         if timed:
             conversation.join()
         if process.returncode != 0 or not result_path.exists():
@@ -269,11 +281,20 @@ def _session(
 
 
 @contextmanager
-def _workers(chunks: int):
-    """As many emulators at a time as there are processors; on an error or an interrupt the others are not begun."""
+def _workers(chunks: int) -> Iterator[tuple[ThreadPoolExecutor, set[subprocess.Popen[str]]]]:
+    """A pool of as many emulators at a time as there are processors, and the set to enter them into.
+
+    On an error or an interrupt those that run are killed and the others are not begun.
+    """
     pool = ThreadPoolExecutor(max_workers=max(1, min(chunks, os.cpu_count() or 1)))
+    running: set[subprocess.Popen[str]] = set()
     try:
-        yield pool
+        yield pool, running
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in tuple(running):
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -28,28 +28,31 @@ class Built:
     format: str
 
 
-def artifact(name: str, precision: str = "fp32", format: str = "tflite") -> Built:
+def artifact(name: str, precision: str = "fp32", format: str = "tflite", *, apart: bool = False) -> Built:
     """The network called `name` as an artifact, from the cache or built now.
 
     Args:
         precision: "fp32" or "int8".
         format: "tflite" or "onnx".
+        apart: see `tflite.build`; for TFLite alone.
 
     Raises:
         UsageError: `NETWORK_UNKNOWN`, `NETWORK_INVALID`.
     """
     network = load_network(name)
     version = hashlib.sha256((network.sha256 + _builder_version()).encode()).hexdigest()[:12]
-    folder = cache_root() / "validation" / f"{name}-{precision}-{format}-{version}"
+    folder = cache_root() / "validation" / f"{name}-{precision}{'-apart' if apart else ''}-{format}-{version}"
     if not folder.exists():
-        content, sample = contents(network, precision, format)
+        content, sample = contents(network, precision, format, apart=apart)
         with staged_directory(folder) as staging:
             (staging / f"{name}.{format}").write_bytes(content)
             numpy.savez(staging / "input.npz", input=sample)
     return Built(folder / f"{name}.{format}", folder / "input.npz", format)
 
 
-def contents(network: Network, precision: str, format: str) -> tuple[bytes, numpy.ndarray]:
+def contents(
+    network: Network, precision: str, format: str, *, apart: bool = False
+) -> tuple[bytes, numpy.ndarray]:
     """The artifact's bytes and one input in its layout and type."""
     drawn, sample = weights.draw(network), weights.sample(network)
     scales = None
@@ -57,7 +60,8 @@ def contents(network: Network, precision: str, format: str) -> tuple[bytes, nump
         scales = weights.activation_scales(network, ranges(network))
     if format == "onnx":
         return onnx.build(network, drawn, scales), numpy.ascontiguousarray(sample.transpose(0, 3, 1, 2))
-    return tflite.build(network, drawn, scales), sample if scales is None else weights.quantise(sample, scales[0])
+    model = tflite.build(network, drawn, scales, apart=apart)
+    return model, sample if scales is None else weights.quantise(sample, scales[0])
 
 
 def ranges(network: Network) -> list[Range]:

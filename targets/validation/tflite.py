@@ -17,9 +17,19 @@ from targets.validation.weights import Weights, quantise_weights
 FUSED = {"": ACTIVATIONS.NONE, "relu": ACTIVATIONS.RELU, "relu6": ACTIVATIONS.RELU6, "clip01": ACTIVATIONS.RELU6}
 
 
-def build(network: Network, weights: dict[int, Weights], scales: list[Quantization] | None = None) -> bytes:
-    """The model; int8 when the activations' scales are given. Output tensors are named after their layer, `v7`."""
-    return _Builder(network, weights, scales).model()
+RESHAPES = ("tokens", "flatten", "image")  # no operators where the network is a list of them
+
+
+def build(
+    network: Network, weights: dict[int, Weights], scales: list[Quantization] | None = None, *, apart: bool = False
+) -> bytes:
+    """The model; int8 when the activations' scales are given. Output tensors are named after their layer, `v7`.
+
+    Args:
+        apart: every operator has memory of its own for what it computes. A runtime that plans memory lets outputs of
+            the model alone have that, so each is one.
+    """
+    return _Builder(network, weights, scales).model(apart)
 
 
 class _Builder:
@@ -30,12 +40,15 @@ class _Builder:
         self.writer = Writer()
         self.type = numpy.float32 if scales is None else numpy.int8
 
-    def model(self) -> bytes:
+    def model(self, apart: bool) -> bytes:
         values: list[int] = []
         for index, layer in enumerate(self.network.layers):
             append = getattr(self, layer.op if layer.op != "mul" else "add")
             values.append(append(index, layer, [values[source] for source in layer.inputs]))
-        return self.writer.finish([values[-1]])
+        if not apart:
+            return self.writer.finish([values[-1]])
+        computed = [index for index, layer in enumerate(self.network.layers) if layer.op not in ("input", *RESHAPES)]
+        return self.writer.finish([values[index] for index in computed])
 
     def input(self, index: int, layer: Layer, inputs: list[int]) -> int:
         return self.writer.input((1, *layer.shape), self.type, self.scales and self.scales[index], f"v{index}")

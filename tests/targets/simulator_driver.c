@@ -20,7 +20,7 @@ void die(const char *what)
 void open_chip(const struct machine *chip, uint32_t n)
 {
     machine = *chip;
-    memory_start();
+    caches_start();
     for (; n_cores < n; n_cores++)
         memory_add_core(&cores[n_cores]);
 }

@@ -31,7 +31,7 @@ def library(tmp_path_factory) -> Path:
     if not shutil.which("gcc"):
         pytest.skip("needs gcc, as the emulator's set-up does")
     built = tmp_path_factory.mktemp("simulator") / "simulator.so"
-    sources = [parts.SIMULATOR / name for name in ("memory.c", "branches.c", "schedule.c")]
+    sources = [parts.SIMULATOR / name for name in ("caches.c", "memory.c", "branches.c", "schedule.c")]
     command = [*parts.COMPILE, f"-I{parts.SIMULATOR}", "-o", built, DRIVER, *sources, "-lm", "-lpthread"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr

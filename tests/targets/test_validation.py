@@ -184,6 +184,22 @@ def test_xnnpack_takes_the_whole_network(name, precision):
     assert len(operators) == 1 + len(load_network(name).layers) - 1
 
 
+def test_operators_apart_compute_the_same_into_memory_of_their_own(tmp_path):
+    network = load_network("mobilenet-v3-small")
+    together, apart = (build.contents(network, "fp32", "tflite", apart=apart) for apart in (False, True))
+    results = []
+    for name, (content, sample) in (("together", together), ("apart", apart)):
+        (tmp_path / f"{name}.tflite").write_bytes(content)
+        numpy.savez(tmp_path / f"{name}.npz", input=sample)
+        artifact = open_artifact(tmp_path / f"{name}.tflite", "tflite")
+        artifact.feed(Samples(tmp_path / f"{name}.npz", artifact)[0])
+        artifact.invoke()
+        results.append(artifact.outputs())
+    (expected,), found = results[0].values(), results[1]
+    assert len(found) == sum(layer.op not in ("input", "tokens", "flatten", "image") for layer in network.layers)
+    numpy.testing.assert_array_equal(list(found.values())[-1].ravel(), expected.ravel())
+
+
 def test_an_artifact_is_built_once_and_always_the_same(monkeypatch, tmp_path):
     monkeypatch.setenv("PLANISH_CACHE", str(tmp_path))
     first = build.artifact("resnet-20-cifar", "int8")

@@ -1,4 +1,4 @@
-/* Caches, a stream prefetcher and DRAM, and the rule by which a miss becomes stall cycles.
+/* A core's accesses: TLB, stream prefetcher, and the rule by which a miss becomes stall cycles.
  *
  * A load that misses L1 gets the time its line is there. The core goes on without it until it cannot: an out-of-order
  * core until its window behind the load is full, an in-order core until the first instruction that reads the register;
@@ -10,45 +10,8 @@
 #include <stdlib.h>
 #include "simulator.h"
 
-enum { LINES_A_PAGE = 1 << (PAGE_SHIFT - LINE_SHIFT), TRAINED = 2, NEXT_LINES = 2, TLB_WAYS = 4, STORE_BYTES = 16 };
+enum { TRAINED = 2, NEXT_LINES = 2, TLB_WAYS = 4, STORE_BYTES = 16 };
 static const uint64_t PAGE_TABLE = 1ull << 52; /* where the simulated page table lies: past any program's memory */
-static struct cache shared_l2, l3;
-
-/* Something that serves a line in an interval, shared by threads whose times differ by up to a quantum: what it serves
- * is counted in slots of time, so that a thread does not queue behind another's future. */
-enum { SLOTS = 1 << 14 };
-static const double SLOT = 256;
-struct server {
-    uint64_t slot[SLOTS];
-    double used[SLOTS];
-};
-static struct server dram, ports[MAX_CORES];
-static double shared_fills[MAX_FILLS];
-static uint32_t next_shared_fill;
-
-static double served(struct server *server, double time, double interval)
-{
-    uint64_t slot = (uint64_t)(time / SLOT);
-    for (;; slot++) {
-        uint64_t i = slot % SLOTS;
-        if (server->slot[i] != slot)
-            server->slot[i] = slot, server->used[i] = 0;
-        if (server->used[i] + interval <= SLOT || server->used[i] == 0)
-            break;
-    }
-    server->used[slot % SLOTS] += interval;
-    return fmax(time, (double)slot * SLOT);
-}
-
-static void make_cache(struct cache *cache, double kib, double ways)
-{
-    cache->ways = (uint32_t)ways;
-    cache->sets = (uint32_t)(kib * 1024 / (1 << LINE_SHIFT) / ways);
-    cache->way = calloc((size_t)cache->sets * cache->ways, sizeof *cache->way);
-    if (!cache->way)
-        die("out of memory");
-}
-
 static void make_tlb(struct tlb *tlb, double entries, double ways)
 {
     tlb->ways = (uint32_t)ways;
@@ -59,172 +22,12 @@ static void make_tlb(struct tlb *tlb, double entries, double ways)
     tlb->used = tlb->tags + tlb->sets * tlb->ways;
 }
 
-void memory_start(void)
-{
-    if (machine.l2_shared)
-        make_cache(&shared_l2, machine.l2_kib, machine.l2_ways);
-    if (machine.l3_kib)
-        make_cache(&l3, machine.l3_kib, machine.l3_ways);
-}
-
 void memory_add_core(struct core *core)
 {
-    make_cache(&core->l1, machine.l1_kib, machine.l1_ways);
-    if (!machine.l2_shared)
-        make_cache(&core->l2, machine.l2_kib, machine.l2_ways);
+    caches_add_core(core);
     make_tlb(&core->tlb, machine.tlb_entries, machine.tlb_entries);
     make_tlb(&core->l2_tlb, machine.l2_tlb_entries, TLB_WAYS);
     core->last_line = core->written = core->passing = core->last_page = ~0ull;
-}
-
-static struct cache *l2_of(struct core *core) { return machine.l2_shared ? &shared_l2 : &core->l2; }
-
-/* The way in and out of L2: every line that L1 reads or writes back, and every line that comes into L2, takes it. */
-static double through_port(struct core *core, double time)
-{
-    return served(&ports[machine.l2_shared ? 0 : core - cores], time, machine.l2_interval);
-}
-
-/* Until when the L2 is busy with as many fills as it can keep; a shared L2 keeps them for all cores together. */
-static double *l2_fill(struct core *core)
-{
-    if (machine.l2_shared)
-        return &shared_fills[next_shared_fill];
-    return &core->l2_fills[core->next_l2_fill];
-}
-
-static void keep_l2_fill(struct core *core, double ready)
-{
-    *l2_fill(core) = ready;
-    uint32_t *next = machine.l2_shared ? &next_shared_fill : &core->next_l2_fill;
-    *next = (*next + 1) % (uint32_t)machine.l2_fills;
-}
-
-/* Caches are indexed by physical address. Which page of memory a page of the program gets is hashed, but fixed. */
-static inline struct way *set_of(const struct cache *cache, uint64_t line)
-{
-    uint64_t page = line / LINES_A_PAGE;
-    page = (page ^ page >> 15) * 0x9E3779B97F4A7C15ull >> 20;
-    return cache->way + (page * LINES_A_PAGE + line % LINES_A_PAGE) % cache->sets * cache->ways;
-}
-
-static inline struct way *find(struct cache *cache, uint64_t line)
-{
-    struct way *way = set_of(cache, line);
-    for (uint32_t i = 0; i < cache->ways; i++)
-        if (way[i].tag == line && way[i].valid) {
-            way[i].used = ++cache->clock;
-            return &way[i];
-        }
-    return NULL;
-}
-
-static struct way *least_recent(struct cache *cache, uint64_t line)
-{
-    struct way *way = set_of(cache, line), *oldest = way;
-    for (uint32_t i = 0; i < cache->ways; i++) {
-        if (!way[i].valid)
-            return &way[i];
-        if (way[i].used < oldest->used)
-            oldest = &way[i];
-    }
-    return oldest;
-}
-
-/* L3 holds what L2 gave up. */
-static void put_l3(uint64_t line, bool dirty, double time)
-{
-    struct way *way = machine.l3_kib ? find(&l3, line) : NULL;
-    if (!machine.l3_kib) {
-        if (dirty)
-            served(&dram, time, machine.dram_interval);
-        return;
-    }
-    if (!way) {
-        way = least_recent(&l3, line);
-        if (way->valid && way->dirty)
-            served(&dram, time, machine.dram_interval);
-        *way = (struct way){.tag = line, .valid = 1, .ready = time, .used = ++l3.clock};
-    }
-    way->dirty |= dirty;
-}
-
-static void put_l2(struct core *core, uint64_t line, bool dirty, double ready, double time, enum cause source)
-{
-    struct cache *l2 = l2_of(core);
-    struct way *way = find(l2, line);
-    through_port(core, time);
-    if (!way) {
-        way = least_recent(l2, line);
-        if (way->valid)
-            put_l3(way->tag, way->dirty, time);
-        *way = (struct way){.tag = line, .valid = 1, .ready = ready, .used = ++l2->clock, .source = (uint8_t)source,
-                            .owner = (uint8_t)(core - cores)};
-    }
-    way->dirty |= dirty;
-}
-
-static struct way *put_l1(struct core *core, uint64_t line, double ready, double time, enum cause source)
-{
-    struct way *way = least_recent(&core->l1, line);
-    if (way->valid && way->dirty)
-        put_l2(core, way->tag, true, time, time, L2_HIT);
-    if (way->valid && way->tag == core->last_line)
-        core->last_line = ~0ull;
-    *way = (struct way){.tag = line, .valid = 1, .ready = ready, .used = ++core->l1.clock, .source = (uint8_t)source};
-    return way;
-}
-
-/* Writes back other cores' copies of the line, or takes them away; true if there was one. */
-static bool snooped(struct core *core, uint64_t line, bool invalidate)
-{
-    bool found = false;
-    for (struct core *other = cores; other < cores + n_cores; other++) {
-        struct cache *held[] = {&other->l1, &other->l2};
-        for (int level = 0; other != core && level < (machine.l2_shared ? 1 : 2); level++) {
-            struct way *way = find(held[level], line);
-            if (!way)
-                continue;
-            found = true;
-            if (way->dirty)
-                put_l2(core, line, true, machine.l2_shared ? 0 : now(core) + machine.handover, now(core), L3_HIT);
-            way->dirty = 0;
-            way->valid = !invalidate;
-            if (level == 0 && other->last_line == line)
-                other->last_line = ~0ull;
-        }
-    }
-    return found;
-}
-
-/* Time at which a line that is not in L1 is there, if asked for at `time`. It is put into L2 on its way. */
-static double fetched(struct core *core, uint64_t line, double time, enum cause *source)
-{
-    bool elsewhere = n_cores > 1 && snooped(core, line, false);
-    struct way *way = find(l2_of(core), line);
-    if (way) {
-        double ready = way->ready;
-        *source = ready > time ? way->source : L2_HIT;
-        if (ready > time && way->owner != core - cores) /* asked for in another thread's future: no later than now */
-            ready = fmin(ready, time + (*source == DRAM_ACCESS ? machine.dram_latency : machine.handover));
-        return fmax(through_port(core, time) + machine.l2_latency, ready);
-    }
-    double ready;
-    bool dirty = false;
-    if (elsewhere) {
-        *source = L3_HIT;
-        ready = time + machine.handover;
-    } else if (machine.l3_kib && (way = find(&l3, line))) {
-        *source = L3_HIT;
-        ready = fmax(time + machine.l3_latency, way->ready);
-        dirty = way->dirty;
-        way->valid = 0;
-    } else {
-        *source = DRAM_ACCESS;
-        ready = served(&dram, time, machine.dram_interval) + machine.dram_latency;
-    }
-    put_l2(core, line, dirty, ready, time, *source);
-    return ready;
 }
 
 static void fill(struct core *core, uint64_t line, double ready, double time, enum cause source)
@@ -269,7 +72,7 @@ static double translation(struct core *core, uint64_t page, double time, enum ca
     if (known(&core->l2_tlb, page))
         return machine.l2_tlb_latency;
     core->walks++;
-    return machine.l2_tlb_latency + fetched(core, (PAGE_TABLE + page * 8) >> LINE_SHIFT, time, source) - time;
+    return machine.l2_tlb_latency + fetched(core, (PAGE_TABLE + page * 8) >> LINE_SHIFT, time, false, source) - time;
 }
 
 /* The prefetcher sees a line touched that was missing, or that it had fetched itself. It brings the lines ahead into L2
@@ -299,18 +102,15 @@ static void prefetch(struct core *core, uint64_t line, double time)
     enum cause source;
     uint64_t last = machine.crosses_pages ? ~0ull : line | (LINES_A_PAGE - 1);
     for (uint64_t l = stream->head + 1; l <= line + (uint64_t)machine.ahead && l <= last; l++) {
-        if (!find(&core->l1, l) && !find(l2_of(core), l)) {
-            if (*l2_fill(core) > time)
-                break;
-            keep_l2_fill(core, fetched(core, l, time, &source));
-        }
+        if (!fetched_ahead(core, l, time))
+            break;
         stream->head = l;
     }
     for (uint64_t l = line + 1; l <= line + NEXT_LINES && l <= stream->head; l++)
-        if (!find(&core->l1, l)) {
+        if (!look(&core->l1, l)) {
             if (core->fills[core->next_fill] > time)
                 break;
-            double ready = fetched(core, l, time, &source);
+            double ready = fetched(core, l, time, false, &source);
             fill(core, l, ready, time, source);
             core->recent[l % RECENT]->prefetched = 1;
         }
@@ -369,19 +169,9 @@ static bool passes_by(struct core *core, uint64_t line, uint32_t bytes)
 
 static void write_past(struct core *core, uint64_t line, double program)
 {
-    double time = program + core->stalled, ready = time;
-    struct way *way = find(l2_of(core), line);
-    if (n_cores > 1)
-        snooped(core, line, true);
-    if (way)
-        way->dirty = 1;
-    else if (!machine.stream_l2 || (double)core->streamed < machine.stream_l2)
-        put_l2(core, line, true, time, time, L2_HIT);
-    else if (machine.l3_kib)
-        put_l3(line, true, time);
-    else
-        ready = served(&dram, time, machine.dram_interval) + machine.dram_interval;
-    wait_later(core, program, 0, ready, DRAM_ACCESS, true);
+    double time = program + core->stalled;
+    bool past_l2 = machine.stream_l2 && (double)core->streamed >= machine.stream_l2;
+    wait_later(core, program, 0, written_past(core, line, past_l2, time), DRAM_ACCESS, true);
     core->passing = line;
 }
 
@@ -423,10 +213,10 @@ void memory_access(struct core *core, double offset, double hide, uint64_t addre
         write_past(core, line, program);
         return;
     }
-    if (store && n_cores > 1 && !(way && way->dirty))
+    if (store && n_cores > 1 && way && !way->dirty)
         snooped(core, line, true);
     if (!way) {
-        double ready = fetched(core, line, fmax(time, core->fills[core->next_fill]), &source);
+        double ready = fetched(core, line, fmax(time, core->fills[core->next_fill]), store, &source);
         fill(core, line, ready, time, source);
         core->lines[source]++;
         prefetch(core, line, time);

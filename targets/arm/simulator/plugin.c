@@ -394,7 +394,7 @@ EXPORTED int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info *info, int
     if (n_calls > MAX_CALLS)
         return fprintf(stderr, "timing plugin: too many system calls to watch\n"), -1;
     get(calls, n_calls * sizeof *calls);
-    memory_start();
+    caches_start();
     listen(id);
     return 0;
 }

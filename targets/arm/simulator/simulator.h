@@ -1,16 +1,19 @@
 /* What the parts of the timing simulation know of one another. Times are cycles of the emulated core.
  *
- * plugin.c hears from QEMU which block of code runs and which memory it touches; memory.c turns misses into stalls,
- * branches.c foresees branches, schedule.c lets the guest's threads take turns in the order of their simulated time.
+ * plugin.c hears from QEMU which block of code runs and which memory it touches; caches.c says when a line is there,
+ * memory.c turns misses into stalls, branches.c foresees branches, schedule.c lets the guest's threads take turns in the
+ * order of their simulated time.
  */
 #ifndef SIMULATOR_H
 #define SIMULATOR_H
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum {
     LINE_SHIFT = 6,
     PAGE_SHIFT = 12,
+    LINES_A_PAGE = 1 << (PAGE_SHIFT - LINE_SHIFT),
     MAX_CORES = 16,
     MAX_FILLS = 128,
     MAX_STREAMS = 64,
@@ -92,7 +95,39 @@ extern struct core cores[MAX_CORES];
 extern uint32_t n_cores;
 static inline double now(const struct core *core) { return core->program + core->stalled; }
 
-void memory_start(void);
+/* Caches are indexed by physical address. Which page of memory a page of the program gets is hashed, but fixed. */
+static inline struct way *set_of(const struct cache *cache, uint64_t line)
+{
+    uint64_t page = line / LINES_A_PAGE;
+    page = (page ^ page >> 15) * 0x9E3779B97F4A7C15ull >> 20;
+    return cache->way + (page * LINES_A_PAGE + line % LINES_A_PAGE) % cache->sets * cache->ways;
+}
+
+/* The line's place, if it is there. Looking is no use of the line, finding it is. */
+static inline struct way *look(const struct cache *cache, uint64_t line)
+{
+    struct way *way = set_of(cache, line);
+    for (uint32_t i = 0; i < cache->ways; i++)
+        if (way[i].tag == line && way[i].valid)
+            return &way[i];
+    return NULL;
+}
+
+static inline struct way *find(struct cache *cache, uint64_t line)
+{
+    struct way *way = look(cache, line);
+    if (way)
+        way->used = ++cache->clock;
+    return way;
+}
+
+void caches_start(void);
+void caches_add_core(struct core *core);
+struct way *put_l1(struct core *core, uint64_t line, double ready, double time, enum cause source);
+bool snooped(struct core *core, uint64_t line, bool invalidate);
+double fetched(struct core *core, uint64_t line, double time, bool alone, enum cause *source);
+bool fetched_ahead(struct core *core, uint64_t line, double time);
+double written_past(struct core *core, uint64_t line, bool past_l2, double time);
 void memory_add_core(struct core *core);
 void memory_access(struct core *core, double offset, double hide, uint64_t address, uint32_t bytes, bool store);
 void memory_settle(struct core *core, double program);
