@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from typing import Any, Literal, TypeVar
 
-from targets.arm.records import owned
+from targets.arm.records import COPY, owned
 from targets.graph import GraphOperator
 
 Bound = Literal["compute", "branches", "L1", "L2", "L3", "DRAM", "threads"]
 RUNTIME = "runtime"  # kind of the last entry: what an inference takes beside its operators
-WEIGHTED = 1000  # of an alignment: a pair of operators with weights outweighs any number of other pairs
+WEIGHTED = 1000  # of an alignment: a pair of operators with weights, or of copies, outweighs any number of others
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -116,7 +116,9 @@ def break_down(
     Raises:
         ValueError: the records are not those of the operators.
     """
-    owners = [owned(operators, ends, format) for _, ends in runs]
+    matched = match(operators, graph, format)
+    copied = parts(operators, graph, matched)
+    owners = [owned(operators, ends, format, copied) for _, ends in runs]
     by_run = [
         [sum((records[index] for index in mine), Counters()) for mine in owner]
         for (records, _), owner in zip(runs, owners)
@@ -126,7 +128,6 @@ def break_down(
     if format == "onnx" and spent:
         before = sum(runs[-1][0][: owners[-1][0][0]], Counters())
     spent = _without_profiler(spent, whole.less(before))
-    matched = match(operators, graph, format)
     rows = [
         _row(operator, graph[matched[index]] if index in matched else None, counters)
         for index, (operator, counters) in enumerate(zip(operators, spent))
@@ -199,6 +200,22 @@ def match(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], f
     return found | {left[mine]: right[its] for mine, its in pairs}
 
 
+def parts(operators: Sequence[dict[str, Any]], graph: Sequence[GraphOperator], matched: Mapping[int, int]) -> list[int]:
+    """How many of XNNPACK's own operators each operator of the runtime is: a copy is one for each tensor copied.
+
+    Args:
+        matched: as `match` gives it. A copy without a match counts as one.
+    """
+    return [
+        _copied(graph[matched[index]]) if index in matched and operator["kind"].startswith(COPY) else 1
+        for index, operator in enumerate(operators)
+    ]
+
+
+def _copied(operator: GraphOperator) -> int:
+    return len(operator.out_shapes if operator.kind == "SPLIT" else operator.in_shapes)
+
+
 def _original(name: str, nodes: Mapping[str, int]) -> str:
     """A node's name without what ONNX Runtime's optimisers append; names may have slashes of their own."""
     while name and name not in nodes:
@@ -221,6 +238,7 @@ ALSO = [
     (re.compile(r"Sigmoid "), {"LOGISTIC"}),
     (re.compile(r"Reciprocal Square Root "), {"RSQRT"}),
     (re.compile(r"Constant Pad "), {"PAD", "PADV2"}),
+    (re.compile(re.escape(COPY)), {"CONCATENATION", "SPLIT"}),
     (re.compile(r"Convert "), {"QUANTIZE", "DEQUANTIZE", "CAST"}),
     (re.compile(r"(Fused|Nhwc|QLinear)+Conv"), {"Conv", "ConvInteger", "QLinearConv"}),
     (re.compile(r"FusedGemm|QGemm|FusedMatMul|MatMul.*|DynamicQuantizeMatMul"), {"Gemm", "MatMul", "MatMulInteger"}),
@@ -233,7 +251,7 @@ def agreement(kind: str, operator: GraphOperator) -> int:
     pattern = next((kinds for pattern, kinds in ALSO if pattern.match(kind)), set())
     if operator.kind not in pattern and not (its and (plain.startswith(its) or plain.endswith(its))):
         return 0
-    return WEIGHTED if operator.macs else 1
+    return WEIGHTED if operator.macs or kind.startswith(COPY) else 1
 
 
 def name_modules(graph: Sequence[GraphOperator], layers: Sequence[tuple[str, int]]) -> list[GraphOperator]:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from targets.arm.records import owned
 from targets.graph import read_graph
 from targets.operator import Operator, convolution, pointwise
-from targets.operators import match
+from targets.operators import match, parts
 from targets.probes import Probe
 from targets.probes.design import Chain
 from targets.profile import Profile
@@ -124,9 +123,9 @@ def _profile(
     from targets.runners import emulator
 
     (profiled,) = emulator.profile_artifact(job, format, profile, progress, phases=1)
-    owners = _owners(profiled.operators, profiled.ends, format)
-    named = [{**one, "kind": "CONCATENATION"} if _copies(one) > 1 else one for one in profiled.operators]
-    matched = match(named, read_graph(job.artifact, format), format)
+    graph = read_graph(job.artifact, format)
+    matched = match(profiled.operators, graph, format)
+    owners = owned(profiled.operators, profiled.ends, format, parts(profiled.operators, graph, matched))
     of_node = {node: index for index, nodes in enumerate(probe.nodes) for node in nodes}
     times = [0.0] * len(probe.nodes)
     owner = len(probe.nodes) - 1
@@ -136,14 +135,3 @@ def _profile(
         spent = sum(profiled.records[record].cycles for record in owners[index]) / (profile.clock_ghz * 1e6)
         times[owner] += max(spent - profiler_ms, profiler_ms / 10, LEAST_MS)
     return times
-
-
-def _owners(operators: Sequence[dict[str, Any]], ends: Sequence[int], format: str) -> list[list[int]]:
-    """`owned`, and XNNPACK lists one copy for a concatenation of two tensors but reads the clock after both."""
-    expanded = [operator for operator in operators for _ in range(_copies(operator))]
-    pieces = iter(owned(expanded, ends, format))
-    return [sum((next(pieces) for _ in range(_copies(operator))), []) for operator in operators]
-
-
-def _copies(operator: dict[str, Any]) -> int:
-    return 2 if operator["kind"].startswith("Copy (") else 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from targets.arm.records import CLOCK_GETTIME, GETPID
 from targets.graph import GraphOperator
-from targets.operators import RUNTIME, Counters, OperatorTime, agreement, align, break_down, match, name_modules
+from targets.operators import RUNTIME, Counters, OperatorTime, agreement, align, break_down, match, name_modules, parts
 
 RECORDED = json.loads(Path(__file__).with_name("profiles.json").read_text())
 # The network that was recorded: kind by the names of ONNX and of TFLite, and multiply-accumulates.
@@ -101,6 +101,9 @@ def test_onnx_nodes_without_a_name_are_matched_by_their_order():
         ("Fully Connected (NC, F32) GEMM", "DEPTHWISE_CONV_2D", False),
         ("Multiply (ND)", "MUL", True),
         ("Static Reshape (NC)", "RESHAPE", True),
+        ("Copy (NC, X32)", "CONCATENATION", True),
+        ("Copy (NC, X8)", "SPLIT", True),
+        ("Copy (NC, X32)", "RESHAPE", False),
         ("HardSwish (NC)", "HARD_SWISH", True),
         ("Clamp (NC)", "RELU6", True),
         ("Add (ND)", "MUL", False),
@@ -112,6 +115,32 @@ def test_onnx_nodes_without_a_name_are_matched_by_their_order():
 )
 def test_what_a_runtime_calls_an_operator(kind, its, fits):
     assert bool(agreement(kind, GraphOperator("", its, (), ()))) == fits
+
+
+def joining(tensors):
+    return GraphOperator("", "CONCATENATION", ((1, 4, 4, 8),) * tensors, ((1, 4, 4, 8 * tensors),))
+
+
+def splitting(tensors):
+    return GraphOperator("", "SPLIT", ((), (1, 4, 4, 8 * tensors)), ((1, 4, 4, 8),) * tensors)
+
+
+RESHAPE = GraphOperator("", "RESHAPE", ((1, 4, 4, 16), (3,)), ((1, 16, 16),))
+
+
+def test_a_copy_has_a_part_for_each_tensor_it_joins_or_splits_off():
+    kinds = ["Copy (NC, X32)", "Static Reshape (NC)", "Copy (NC, X32)", "Copy (NC, X32)", "CONCATENATION"]
+    operators = [{"name": kind, "kind": kind} for kind in kinds]
+    graph = [joining(2), RESHAPE, splitting(3), joining(4), joining(6)]  # the last is the interpreter's own
+    assert parts(operators, graph, match(operators, graph, "tflite")) == [2, 1, 3, 4, 1]
+    assert parts(operators, [], {}) == [1] * 5
+
+
+def test_copies_are_matched_even_if_the_runtime_reordered_what_is_around_them():
+    kinds = ["Copy (NC, X32)", "Clamp (NC)", "Clamp (NC)", "Clamp (NC)"]
+    clamp = GraphOperator("", "RELU6", ((1, 4),), ((1, 4),))
+    graph = [clamp, clamp, clamp, joining(2)]
+    assert match([{"name": kind, "kind": kind} for kind in kinds], graph, "tflite") == {0: 3}
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))
@@ -183,6 +212,18 @@ def test_the_fastest_run_of_an_operator_counts():
     runs = [([Counters(core_cycles=cycles) for cycles in run], [CLOCK_GETTIME] * 3) for run in took]
     rows = break_down(runs, operators, [], Counters(core_cycles=35), format="tflite", clock_ghz=1.0)
     assert [row.cycles for row in rows] == [10, 20, 5]
+
+
+def test_the_parts_of_a_copy_add_up_to_one_row():
+    kinds = ["Copy (NC, X32)", "Static Reshape (NC)", "Copy (NC, X32)"]
+    operators = [{"name": kind, "kind": kind, "first": index == 0} for index, kind in enumerate(kinds)]
+    graph = [joining(4), RESHAPE, joining(2)]
+    run = ([Counters(core_cycles=2**n) for n in range(8)], [CLOCK_GETTIME] * 8)
+    whole = Counters(core_cycles=2**8 - 1)
+    rows = break_down([run], operators, graph, whole, format="tflite", clock_ghz=1.0)
+    assert [row.cycles for row in rows] == [2 + 4 + 8 + 16, 32, 64 + 128, 1]
+    assert [row.out_shape for row in rows] == [(1, 4, 4, 32), (1, 16, 16), (1, 4, 4, 16), ()]
+    assert sum(row.share for row in rows) == pytest.approx(1)
 
 
 def test_operators_without_weights_take_the_module_that_holds_their_neighbours():

@@ -229,13 +229,3 @@ def test_attention_is_made_of_priced_operators():
     assert products == 4 * 49 * 64 * 64 + 2 * 49 * 49 * 64
     designed = {cost_model.classify(op, "tflite") for op in DESIGNED}
     assert {cost_model.classify(op, "tflite") for op in parts} <= designed
-
-
-def test_a_copy_of_xnnpack_is_read_twice_and_counted_once():
-    """Two tensors concatenated: one operator in the profile, two reads of the clock behind it."""
-    operators = [
-        {"kind": "Add (ND)", "first": True},
-        {"kind": "Copy (NC, X32)", "first": False},
-        {"kind": "Clamp (NC)", "first": False},
-    ]
-    assert timing._owners(operators, [113] * 5, "tflite") == [[1], [2, 3], [4]]

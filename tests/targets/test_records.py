@@ -20,6 +20,11 @@ def runs(name):
         yield [sum(run["instructions"][index] for index in mine) for mine in found], run
 
 
+def xnnpack(*kinds):
+    """The operators of one call."""
+    return [{"kind": kind, "first": index == 0} for index, kind in enumerate(kinds)]
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_every_operator_has_records_of_its_own_in_the_order_it_ran(name):
     recorded = RECORDED[name]
@@ -70,6 +75,14 @@ def test_a_call_too_few_is_refused(name):
         owned(recorded["operators"], ends[:middle] + ends[middle + 1 :], recorded["format"])
 
 
+def test_an_operator_of_several_parts_has_the_records_of_all_of_them():
+    operators = [{"first": True}, {"first": False}, {"first": True}, {"first": False}]
+    found = owned(operators, [CLOCK_GETTIME] * 10, "tflite", [1, 4, 1, 2])
+    assert found == [[1], [2, 3, 4, 5], [7], [8, 9]]
+    with pytest.raises(ValueError, match="4 operators, but 10 reads"):
+        owned(operators, [CLOCK_GETTIME] * 10, "tflite", [1, 3, 1, 2])
+
+
 def test_a_runtime_that_does_not_read_the_clock_is_refused():
     with pytest.raises(ValueError, match="1 operators, but 0 reads"):
         owned([{"first": True}], [CLOSE], "tflite")
@@ -80,10 +93,29 @@ def test_a_runtime_that_does_not_read_the_clock_is_refused():
 
 
 def test_executorch_runs_kernels_of_its_own_and_calls_of_xnnpack():
-    operators = [{"first": True}, {"first": False}, {"first": True}]
+    operators = xnnpack("Clamp (NC)", "Add (ND)") + xnnpack("alias_copy")
     called = [GETPID, CLOCK_GETTIME, CLOCK_GETTIME, CLOCK_GETTIME, CLOCK_GETTIME, GETPID]
     assert owned(operators, [*called, GETPID, GETPID], "pte") == [[3], [4], [7]]
     with pytest.raises(ValueError, match="2 instructions, but 2 calls"):
         owned(operators, called, "pte")
     with pytest.raises(ValueError, match="2 operators, but 2 reads"):
         owned(operators, [GETPID, CLOCK_GETTIME, CLOCK_GETTIME, GETPID, GETPID, GETPID], "pte")
+
+
+def test_copies_in_a_call_of_executorch_share_the_reads_left_over():
+    def of_call(reads, *kinds):
+        return owned(xnnpack(*kinds), [GETPID, *[CLOCK_GETTIME] * reads, GETPID], "pte")
+
+    copy = "Copy (NC, X32)"
+    assert of_call(6, "Clamp (NC)", copy, "Clamp (NC)") == [[3], [4, 5], [6]]
+    assert of_call(9, copy, "Static Reshape (NC)", copy) == [[3, 4, 5], [6], [7, 8, 9]]
+    with pytest.raises(ValueError, match="3 operators, but 8 reads"):
+        of_call(8, copy, "Clamp (NC)", copy)
+    with pytest.raises(ValueError, match="2 operators, but 5 reads"):
+        of_call(5, "Clamp (NC)", "Add (ND)")
+
+
+def test_each_call_of_executorch_has_its_own_number_of_tensors_a_copy():
+    operators = xnnpack("Copy (NC, X32)") + xnnpack("Copy (NC, X32)", "Clamp (NC)")
+    ends = [GETPID, *[CLOCK_GETTIME] * 4, GETPID, GETPID, *[CLOCK_GETTIME] * 7, GETPID]
+    assert owned(operators, ends, "pte") == [[3, 4], [9, 10, 11, 12], [13]]
