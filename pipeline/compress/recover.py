@@ -84,12 +84,12 @@ def recover(
     graph, original = network.graph.to(device).eval(), teacher.copy().graph.to(device).eval()
     weights = [p for p in graph.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.0)
-    first = _resume(checkpoint, graph, optimizer)
+    first = resume(checkpoint, graph, optimizer)
     saved = time.monotonic()
     for step in range(first, settings.steps):
-        x, y = _batch(samples, settings, step)
+        x, y = batch_of(samples, settings, step)
         x, y = x.to(device), None if y is None else y.to(device)
-        blended = settings.mixup and step >= FRESH_PASSES * _steps_of_a_pass(samples, settings)
+        blended = settings.mixup and step >= FRESH_PASSES * steps_of_a_pass(samples, settings)
         shown = _mixed(x, torch.Generator().manual_seed(settings.seed * 1_000_003 + step)) if blended else x
         with torch.no_grad():
             target = original(shown)
@@ -99,28 +99,28 @@ def recover(
             own = F.cross_entropy(graph(x) if blended else answer, y)
             loss = (1 - settings.label_weight) * loss + settings.label_weight * own
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate * _schedule(step, settings.steps)
+            group["lr"] = settings.rate * schedule(step, settings.steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, settings.clip)
         optimizer.step()
         progress(step + 1, loss.item())
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            _save(checkpoint, graph, optimizer, step + 1)
+            save(checkpoint, graph, optimizer, step + 1)
             saved = time.monotonic()
     graph.to("cpu").eval()
     return network
 
 
-def _batch(samples: Samples, settings: Recovery, step: int) -> tuple[Tensor, Tensor | None]:
+def batch_of(samples: Samples, settings: Recovery, step: int) -> tuple[Tensor, Tensor | None]:
     """The samples of one step: a seeded permutation an epoch, cut into batches."""
-    size, a_pass = min(settings.batch, len(samples)), _steps_of_a_pass(samples, settings)
+    size, a_pass = min(settings.batch, len(samples)), steps_of_a_pass(samples, settings)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(settings.seed + step // a_pass))
     chosen = order[step % a_pass * size :][:size].tolist()
     return next(samples.select(chosen).batches(size))
 
 
-def _steps_of_a_pass(samples: Samples, settings: Recovery) -> int:
+def steps_of_a_pass(samples: Samples, settings: Recovery) -> int:
     return len(samples) // min(settings.batch, len(samples))
 
 
@@ -131,14 +131,14 @@ def _mixed(x: Tensor, generator: torch.Generator) -> Tensor:
     return share * x + (1 - share) * x[partner]
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
     warm = max(1, steps // 20)
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _resume(checkpoint: Path | None, graph: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def resume(checkpoint: Path | None, graph: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if checkpoint is None or not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
@@ -147,7 +147,7 @@ def _resume(checkpoint: Path | None, graph: torch.nn.Module, optimizer: torch.op
     return state["step"]
 
 
-def _save(checkpoint: Path, graph: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save(checkpoint: Path, graph: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     partial = checkpoint.with_suffix(".partial")
     torch.save({"weights": graph.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
     os.replace(partial, checkpoint)
