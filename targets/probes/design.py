@@ -18,7 +18,7 @@ NARROW = (4, 6, 10, 12, 18, 20, 36, 44, 50, 60, 68, 84, 100, 138, 154, 210, 275,
 SIZES = (7, 8, 14, 16, 28, 32, 56, 112)
 TOKENS = (4, 16, 49, 50, 64, 128, 196, 197)
 MOST_OUTPUTS = 800_000
-ARTIFACTS, CHAINS = 10, 22  # chains in an artifact
+ARTIFACTS, CHAINS = 14, 22  # chains in an artifact
 SEED, UNSEEN_SEED, UNSEEN = 20, 1999, 200
 Chain = tuple[Operator, ...]
 
