@@ -1,4 +1,4 @@
-"""EASIER: ranking, removal that is exact on the data, shared modules, rounds with their stopping rule and resumption."""
+"""EASIER: ranking, removal that is exact on the data, shared modules, rounds that stop as they should and resume."""
 
 from __future__ import annotations
 
