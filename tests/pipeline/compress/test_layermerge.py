@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks.mobilenet import InvertedResidual
+from networks.mobilenet import InvertedResidual, randomised_mobilenet_v2
 from networks.resnet import CifarResNet
 from networks.small import randomise_norms, small
 from published_chains import ByWork, mobilenet_v2, published_latencies, resnet34, resnet50
@@ -27,7 +27,7 @@ from pipeline.compress.prune import prune
 from pipeline.model.edits import Edit, replay
 from pipeline.model.ingest import export_program, from_program
 from pipeline.model.network import Network
-from pipeline.model.operators import milliseconds
+from pipeline.model.operators import milliseconds, operators
 
 CHAINS = {"resnet34": (resnet34, 62, 150), "mobilenet_v2": (mobilenet_v2, 171, 391), "resnet50": (resnet50, 107, 192)}
 
@@ -331,11 +331,13 @@ def test_every_entry_takes_the_time_its_edits_make_the_network_take(case, costs)
         assert not set(merging.pruned) & set(edited.layers())
 
 
-def test_only_entries_that_save_time_are_measured_each_once(case) -> None:
-    _, _, table, measured = case
+def test_only_entries_that_save_time_are_measured_each_once(case, costs) -> None:
+    base, statistics, table, measured = case
     rows = [merging for merging in table.mergings if merging is not None]
     assert measured == [merging.edits for merging in rows] and all(merging.saving_ms > 0 for merging in rows)
     assert list(table.importances) == [-damage for damage in table.damages]
+    paper = tables(base, costs, statistics, lambda edits: 0.5, importance_of=lambda damage: math.exp(-damage))
+    assert paper.importances == (1.0,) * len(paper.line.layers) + (math.exp(-0.5),) * len(rows)
 
 
 def test_choice_is_within_its_budget_and_its_network_takes_the_predicted_time(case, costs) -> None:
@@ -357,6 +359,48 @@ def test_choice_is_within_its_budget_and_its_network_takes_the_predicted_time(ca
         taken = [set(range(*merging.span)) for merging in choice.mergings]
         assert sum(map(len, taken)) == len(set().union(*taken))
     assert fastest < before
+
+
+@pytest.mark.slow
+def test_the_published_choice_for_mobilenet_v2_makes_the_published_network(costs) -> None:
+    """At T0 = 13.4 ms: 38 convolutions, 3,352,056 parameters and 214.4 M MACs, with norms folded.
+
+    And the merged network equals the one whose padding was moved to the first layer of each segment, everywhere.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 224, 224)
+    base = from_program(export_program(randomised_mobilenet_v2(), (x,)))
+    statistics = collect(base.graph, sites(base), [x], channel_dims=channel_dims(base))
+    kernels = {(0, 5): 3, (5, 8): 1, (8, 11): 3, (11, 14): 1, (14, 17): 3, (35, 38): 1}
+    convs = [name for name in base.layers() if isinstance(base.layer(name), nn.Conv2d)]
+    chosen = [
+        merging
+        for merging in mergings(base, costs, statistics)
+        for (start, end), kernel in kernels.items()
+        if merging.kernel == (kernel, kernel)
+        and sorted((*merging.kept, *merging.pruned), key=convs.index) == convs[start + 1 : end + 1]
+    ]
+    assert len(chosen) == len(kernels)
+    assert sorted(convs.index(name) for merging in chosen for name in merging.pruned) == [1, 7, 13, 37]
+
+    edits = [edit for merging in chosen for edit in merging.edits]
+    unmerged = replay(base, [edit for edit in edits if edit.kind != "merge"])
+    merged = replay(unmerged, [edit for edit in edits if edit.kind == "merge"])
+    kept = [layer for layer in merged.layers().values() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert len(kept) == 38 + 1
+    assert sum(layer.weight.numel() + len(layer.weight) for layer in kept) == 3_352_056
+    convolutions = {name for name, layer in merged.layers().items() if isinstance(layer, nn.Conv2d)}
+    macs = sum(row.macs for row in operators(merged) if row.name in convolutions)
+    assert macs + merged.layer("classifier.1").weight.numel() == pytest.approx(214.4e6, abs=0.05e6)
+
+    for merging in chosen:
+        first, *rest = (unmerged.layer(name) for name in merging.kept)
+        first.padding = tuple(p + sum(layer.padding[0] for layer in rest) for p in first.padding)
+        for layer in rest:
+            layer.padding = (0, 0)
+    with torch.inference_mode():
+        expected, found = unmerged(x), merged(x)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_a_network_without_segments_is_left_alone(costs) -> None:
