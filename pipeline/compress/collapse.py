@@ -1,11 +1,11 @@
-"""LayerCollapse: an MLP's two linear layers become one as its activation melts into the identity (arXiv 2311.17943).
+"""LayerCollapse: the two linear layers of an MLP become one where its activation is the identity (arXiv 2311.17943).
 
 For y = W2 D phi_s(W1 x + b1) + b2, D the scale of a norm behind the activation (1 without one), with
 
     phi_s(z) = (1 - s) phi(z) + s z           the slope s: 0 is the activation as it was, 1 the identity
 
-the slope is driven to 1 while the network trains, L = L_task + strength * sum (1 - s)^2, and pairs with |s - 1| below a
-tolerance are merged, dropping
+the slope is driven to 1 while the network trains (see `melt`), and pairs with |s - 1| below a tolerance are merged,
+which drops
 
     original - collapsed = W2 D (phi_s(z) - z),   norm <= |1 - s| ||W2 D|| ||phi(z) - z||
 
@@ -17,32 +17,23 @@ What we do otherwise than the paper:
 * ReLU, LeakyReLU and PReLU become the paper's PReLU. Any other activation is blended with the identity as above, so
   that the network starts unchanged; the paper replaces GELU by a PReLU of slope 0.01, which changes it at once. Ask for
   that with `prelu=True`.
-* Slopes are kept in [0, 1], and weight decay, which would pull them to 0, leaves them alone.
-* `fraction` counts the MLPs that shrink, in execution order, not modules of any kind in registration order.
 * A pair is collapsed only where that makes it smaller, or where the caller's costs say that it is cheaper.
 
 Dropout between the layers is the identity in a `Network`.
 
-needs: training. knob: the slopes, and which pairs.
+needs: weights, and training before it. knob: the tolerance, and which pairs.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from calibration.dataset import Samples
 from pipeline.compress.algebra import is_scaling, operator_of, scaling_of
-from pipeline.compress.descent import Policy, descend, require_labels, training_device
-from pipeline.compress.distance import distance
 from pipeline.compress.linearize import RECTIFIERS, linearize
 from pipeline.compress.merge import merge
 from pipeline.model.edits import Edit, applies, replay
@@ -133,7 +124,7 @@ def _is_pointwise(module: nn.Module) -> bool:
             module.kernel_size == (1, 1)
             and module.stride == (1, 1)
             and module.padding in ((0, 0), "valid")
-            and (module.groups == 1)
+            and module.groups == 1
         )
     return isinstance(module, nn.Linear)
 
@@ -153,7 +144,7 @@ def _pair(network: Network, names: tuple[str, ...]) -> Pair:
 
 def slope_of(module: nn.Module) -> Tensor:
     """How far an activation has melted: its slope below zero for the PReLU family, its blend for others; [1] or [C]."""
-    parameter = _slope_parameter(module)
+    parameter = slope_parameter(module)
     if parameter is not None:
         return parameter.detach()
     return torch.tensor([module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0])
@@ -164,7 +155,8 @@ def slope_gap(network: Network, pair: Pair) -> float:
     return (slope_of(network.layer(pair.site)) - 1).abs().max().item()
 
 
-def _slope_parameter(module: nn.Module) -> nn.Parameter | None:
+def slope_parameter(module: nn.Module) -> nn.Parameter | None:
+    """The trainable slope of a softened activation, [1] or [C]; None for others."""
     if isinstance(module, nn.PReLU):
         return module.weight
     return module.slope if isinstance(module, Blend) else None
@@ -184,14 +176,14 @@ def soften(site: str, *, slope: float = 0.0, prelu: bool = False) -> Edit:
 def _soften(network: Network, edit: Edit) -> Network:
     graph, slope = network.copy().graph, edit.arguments["slope"]
     phi = graph.get_submodule(edit.site)
+    melted = slope_of(phi) + slope * (1 - slope_of(phi))
     if edit.arguments["prelu"]:
         soft: nn.Module = nn.PReLU(init=slope)
     elif isinstance(phi, (nn.ReLU, nn.LeakyReLU, nn.PReLU)):
-        below = slope_of(phi)
-        soft = nn.PReLU(len(below))
-        soft.weight = nn.Parameter(below + slope * (1 - below))
+        soft = nn.PReLU(len(melted))
+        soft.weight = nn.Parameter(melted)
     else:
-        soft = Blend(phi, slope)
+        soft = Blend(phi.phi if isinstance(phi, Blend) else phi, melted.item())
     graph.set_submodule(edit.site, soft.eval())
     return network.edited(graph, edit)
 
@@ -252,132 +244,3 @@ def _behind(network: Network, pair: Pair) -> Tensor:
     for name in pair.layers[pair.layers.index(pair.site) + 1 : -1]:
         weight = weight * scaling_of(network.layer(name))[0]
     return weight
-
-
-@dataclass(frozen=True)
-class Melting:
-    """Settings of a melting run.
-
-    Attributes:
-        policy: how the network trains meanwhile.
-        drive: what moves the slopes. `penalty`: a term `strength * sum (1 - s)^2` of the loss. `decoupled`: after every
-            step s <- s - 2 rate strength (s - 1), besides what the task's gradient does. `staircase`: nothing trains
-            them, each of `stairs` holds for an equal part of the steps.
-        strength: of `penalty` and `decoupled`.
-        stairs: the slopes of `staircase`.
-        fraction: of the pairs that shrink, the last to be melted.
-        initial: the slopes at the beginning, of `penalty` and `decoupled`.
-        prelu: begin by replacing every activation by a PReLU, as the paper does.
-        classes: the outputs are rows of class scores.
-    """
-
-    policy: Policy = Policy(
-        epochs=8, batch=64, rate=1e-3, optimizer="adamw", milestones=None, frozen_norms=True, clip=1.0
-    )
-    drive: Literal["penalty", "decoupled", "staircase"] = "staircase"
-    strength: float = 0.2
-    stairs: tuple[float, ...] = (0.1, 0.3, 0.7, 1.0)
-    fraction: float = 0.5
-    initial: float = 0.0
-    prelu: bool = False
-    classes: bool = True
-
-    def stair(self, made: int, steps: int) -> float:
-        """The stair that holds when `made` of the `steps` are made; the last one when all are."""
-        return self.stairs[min(made * len(self.stairs) // steps, len(self.stairs) - 1)]
-
-
-_VISION = Policy(epochs=400, batch=128, rate=0.005, milestones=(75, 150, 250, 350), gamma=0.3)
-PRESETS: Mapping[str, Melting] = {
-    "vision": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.01, prelu=True),
-    "vgg": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.0, prelu=True),
-    "language": Melting(
-        Policy(epochs=1, batch=32, rate=1e-4, optimizer="adamw"), "decoupled", strength=10.0, initial=0.01, prelu=True
-    ),
-    "early": Melting(_VISION, "staircase", prelu=True),
-}
-"""The authors' settings. Epochs and batch are ours; `language` melts one pair at a time, the last first (`sites`)."""
-
-
-def candidates(network: Network, fraction: float) -> list[str]:
-    """The activations of the last `fraction` of the pairs that shrink, at least one if there is one."""
-    shrinking = [pair.site for pair in pairs(network) if pair.shrinks]
-    return shrinking[len(shrinking) - math.ceil(fraction * len(shrinking)) :]
-
-
-def melt(
-    network: Network,
-    teacher: Network | None,
-    samples: Samples,
-    settings: Melting,
-    *,
-    sites: Sequence[str] | None = None,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> Network:
-    """A copy whose activations `sites` have been driven towards the identity while it trained; see `collapse` then.
-
-    Args:
-        teacher: the original, whose outputs the network follows meanwhile; None: the labels, as in the paper.
-        sites: activations of `pairs`; by default `candidates`. Where there are none the network itself is returned.
-        checkpoint: where the state is kept every 20 s; an existing one is resumed from.
-        progress: called with (steps made, loss) after every step.
-
-    Raises:
-        UsageError: DATA_UNLABELLED, there is neither a teacher nor labels.
-    """
-    if teacher is None:
-        require_labels(samples, "melting without the original network")
-    chosen = candidates(network, settings.fraction) if sites is None else sites
-    if not chosen:
-        return network
-    begin = settings.stairs[0] if settings.drive == "staircase" else settings.initial
-    melted = replay(network, [soften(site, slope=begin, prelu=settings.prelu) for site in chosen])
-    slopes = [_slope_parameter(melted.layer(site)) for site in chosen]
-    for slope in slopes:
-        slope.requires_grad_(settings.drive != "staircase")
-    original = None if teacher is None else teacher.copy().graph.to(training_device()).eval()
-
-    def loss(x: Tensor, y: Tensor | None) -> Tensor:
-        answer = melted.graph(x)
-        if original is None:
-            task = F.cross_entropy(answer, y)
-        else:
-            with torch.no_grad():
-                target = original(x)
-            task = distance(target, answer, settings.classes)
-        return task + settings.strength * penalty(slopes) if settings.drive == "penalty" else task
-
-    steps = settings.policy.steps(samples)
-
-    def drive(step: int) -> None:
-        for slope in slopes:
-            if settings.drive == "decoupled":
-                pull(slope, settings.policy.rate_at(step, samples), settings.strength)
-            elif settings.drive == "staircase":
-                slope.data.clamp_(min=settings.stair(step + 1, steps))
-            slope.data.clamp_(0, 1)
-
-    descend(
-        melted.graph,
-        samples,
-        settings.policy,
-        loss,
-        undecayed=slopes,
-        after=drive,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
-    for slope in slopes:
-        slope.requires_grad_()
-    return melted
-
-
-def penalty(slopes: Sequence[Tensor]) -> Tensor:
-    """sum (1 - s)^2 over the sites, the mean over its channels where a site has several slopes."""
-    return torch.stack([(1 - slope).square().mean() for slope in slopes]).sum()
-
-
-def pull(slope: Tensor, rate: float, strength: float) -> None:
-    """One step of the decoupled rule, in place: the distance to 1 shrinks by 1 - 2 rate strength."""
-    slope.data.sub_(2 * rate * strength * (slope.data - 1))

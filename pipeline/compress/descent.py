@@ -4,7 +4,7 @@ Recovery (see `recover`) has one policy of its own, gentle and label-free. The m
 their authors' policies, which are values here. Batches are a function of (seed, step) as in recovery, so that a run
 that was killed and resumed from its checkpoint ends in the same bits on the CPU.
 
-Data augmentation is no part of a policy: samples are trained on as they are given.
+The one augmentation here is that of CIFAR; otherwise samples are trained on as they are given.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.dataset import Samples
+from pipeline.compress.factorize import augmented
 from pipeline.compress.recover import (
     CHECKPOINT_SECONDS,
     Recovery,
@@ -45,6 +46,7 @@ class Policy:
         optimizer: `sgd` with momentum and coupled weight decay, or `adamw` with decoupled weight decay.
         milestones: epochs at whose start the rate is multiplied by `gamma`; () keeps it constant. None is recovery's
             schedule, a short warm-up and a cosine to zero.
+        augment: flip images left to right and move them by up to four pixels.
         frozen_norms: norms use, and keep, their running statistics; else they use those of the batch.
         clip: largest gradient norm; None does not clip.
         seed: of the order of the samples.
@@ -58,6 +60,7 @@ class Policy:
     weight_decay: float = 0.0
     milestones: tuple[int, ...] | None = ()
     gamma: float = 0.1
+    augment: bool = False
     frozen_norms: bool = False
     clip: float | None = None
     seed: int = 0
@@ -110,6 +113,8 @@ def descend(
     first, saved = resume(checkpoint, graph, optimizer), time.monotonic()
     for step in range(first, policy.steps(samples)):
         x, y = batch_of(samples, policy.order, step)
+        if policy.augment:
+            x = augmented(x, torch.Generator().manual_seed(policy.seed * 1_000_003 + step))
         value = loss(x.to(device), None if y is None else y.to(device))
         for group in optimizer.param_groups:
             group["lr"] = policy.rate_at(step, samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,10 @@ from torch import Tensor, nn
 import pipeline.compress.descent as descent
 from calibration.dataset import Samples, open_samples
 from pipeline.compress.collapse import (
-    PRESETS,
     Blend,
-    Melting,
-    candidates,
     collapse,
     collapse_edits,
-    melt,
     pairs,
-    penalty,
-    pull,
     residual,
     residual_bound,
     slope_gap,
@@ -34,6 +29,7 @@ from pipeline.compress.collapse import (
 )
 from pipeline.compress.descent import Policy
 from pipeline.compress.distance import distance
+from pipeline.compress.melt import PRESETS, Melting, candidates, melt, melt_in_turn, penalty, pull
 from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
@@ -321,6 +317,8 @@ def test_softening_starts_from_the_same_function_and_ends_at_the_identity(act: n
     piecewise = isinstance(act, (nn.ReLU, nn.LeakyReLU, nn.PReLU)) and not isinstance(act, nn.ReLU6)
     assert isinstance(soft.layer("act"), nn.PReLU if piecewise else Blend)
     assert torch.equal(soft(x), network(x))
+    twice = replay(network, [soften("act", slope=0.5), soften("act", slope=0.5)])
+    assert torch.allclose(twice(x), replay(network, [soften("act", slope=0.75)])(x), atol=1e-6)
     melted = replay(network, [soften("act", slope=1.0)])
     assert torch.allclose(melted(x), network.layer("fc2")(network.layer("fc1")(x)), atol=1e-6)
     assert torch.allclose(slope_of(melted.layer("act")), torch.ones(1))
@@ -399,6 +397,20 @@ def test_slopes_that_train_are_driven_to_one(drive: str, classifier, samples) ->
     assert all(slope_gap(idle, pair) > 0.5 for pair in pairs(idle))
 
 
+def test_weight_decay_leaves_the_slopes_alone(classifier, samples) -> None:
+    """With no drive and a teacher that is matched already, decay is all that moves anything."""
+    policy = Policy(epochs=1, batch=16, rate=0.01, weight_decay=1.0)
+    site = "blocks.2.mlp.act"
+    half = replay(classifier, [soften(site, slope=0.5)])
+    with torch.no_grad():
+        half.layer("head").weight.zero_()  # what the block gives reaches no output: the slope has no gradient
+    still = Melting(policy, "penalty", strength=0.0)
+    melted = melt(half, half, samples, still, sites=[site])
+    assert isinstance(melted.layer(site).phi, nn.GELU)
+    assert slope_of(melted.layer(site)).item() == pytest.approx(0.5, abs=1e-6)
+    assert melted.layer("blocks.2.mlp.fc1").weight.norm() < 0.95 * half.layer("blocks.2.mlp.fc1").weight.norm()
+
+
 def test_contraction_of_the_decoupled_rule() -> None:
     """At rate 1e-4 and strength 10 the distance shrinks by 0.998 a step: from 0.01 to within 0.05 in 1492 steps."""
     slope, steps = torch.tensor([0.01], dtype=torch.float64), 0
@@ -425,6 +437,25 @@ def test_a_killed_melting_resumes_to_the_same_bits(drive, classifier, samples, t
     assert resumed.fingerprint() == whole.fingerprint()
     other = replace(settings_, policy=replace(settings_.policy, seed=1))
     assert melt(classifier, classifier, samples, other).fingerprint() != whole.fingerprint()
+
+
+def test_melting_in_turn_takes_the_last_pair_first(classifier, samples, tmp_path: Path, monkeypatch) -> None:
+    settings_ = Melting(replace(SHORT, epochs=2), fraction=1.0)
+    whole = list(melt_in_turn(classifier, classifier, samples, settings_))
+    names = [f"blocks.{i}.mlp.act" for i in range(3)]
+    assert [[pair.site for pair in pairs(network)] for network in whole] == [names[:2], names[:1], []]
+    monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
+
+    def run(progress=lambda step, loss: None):
+        return melt_in_turn(
+            classifier, classifier, samples, settings_, checkpoint=tmp_path / "turns", progress=progress
+        )
+
+    list(islice(run(), 2))
+    steps: list[int] = []
+    resumed = list(run(lambda step, loss: steps.append(step)))
+    assert steps == list(range(1, 13))  # the first two were all but finished
+    assert [network.fingerprint() for network in resumed] == [network.fingerprint() for network in whole]
 
 
 def test_melting_needs_a_teacher_or_labels_and_something_to_melt(classifier, tmp_path: Path) -> None:

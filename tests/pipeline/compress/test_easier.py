@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -312,8 +313,13 @@ def test_training_by_a_policy_learns_the_labels_with_batch_statistics(base, samp
     assert not torch.equal(trained.layer(norm).running_mean, base.layer(norm).running_mean)
 
 
-def test_training_that_was_killed_resumes_to_the_same_bits(base, samples, tmp_path: Path, monkeypatch) -> None:
-    whole = retrain(base, samples, SHORT)
+@pytest.mark.parametrize("augment", [False, True])
+def test_training_that_was_killed_resumes_to_the_same_bits(
+    augment: bool, base, samples, tmp_path: Path, monkeypatch
+) -> None:
+    policy = replace(SHORT, augment=augment)
+    whole = retrain(base, samples, policy)
+    assert retrain(base, samples, replace(policy, augment=not augment)).fingerprint() != whole.fingerprint()
     monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
 
     def die(step: int, loss: float) -> None:
@@ -321,9 +327,9 @@ def test_training_that_was_killed_resumes_to_the_same_bits(base, samples, tmp_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        retrain(base, samples, SHORT, checkpoint=tmp_path / "state.pt", progress=die)
+        retrain(base, samples, policy, checkpoint=tmp_path / "state.pt", progress=die)
     assert torch.load(tmp_path / "state.pt")["step"] == 5
-    assert retrain(base, samples, SHORT, checkpoint=tmp_path / "state.pt").fingerprint() == whole.fingerprint()
+    assert retrain(base, samples, policy, checkpoint=tmp_path / "state.pt").fingerprint() == whole.fingerprint()
 
 
 def test_training_by_a_policy_needs_labels(base, x, tmp_path: Path) -> None:

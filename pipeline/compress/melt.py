@@ -1,0 +1,190 @@
+"""Melting activations: their slopes are driven to 1 while the network trains (LayerCollapse, arXiv 2311.17943).
+
+The paper adds strength * sum (1 - s)^2 over the melting activations to the loss; for language models it pulls the
+slopes after every optimiser step instead; an early version climbs a staircase of fixed slopes with a short training on
+each. The staircase, from the original function and with the original network as the teacher, is our default: it always
+arrives, and needs no labels.
+
+What we do otherwise than the paper (and see `collapse`):
+
+* Slopes are kept in [0, 1], and weight decay, which would pull them to 0, leaves them alone.
+* `fraction` counts the MLPs that shrink, in execution order, not modules of any kind in registration order.
+* The original may teach (see `distance`); without it the labels do, as in the paper.
+
+needs: training. knob: the slopes, and which activations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calibration.dataset import Samples
+from pipeline.compress.collapse import collapse, pairs, slope_parameter, soften
+from pipeline.compress.descent import Policy, descend, require_labels, training_device
+from pipeline.compress.distance import distance
+from pipeline.model.edits import replay
+from pipeline.model.network import Network
+
+
+@dataclass(frozen=True)
+class Melting:
+    """Settings of a melting run.
+
+    Attributes:
+        policy: how the network trains meanwhile.
+        drive: what moves the slopes. `penalty`: a term `strength * sum (1 - s)^2` of the loss. `decoupled`: after every
+            step s <- s - 2 rate strength (s - 1), besides what the task's gradient does. `staircase`: nothing trains
+            them, each of `stairs` holds for an equal part of the steps.
+        strength: of `penalty` and `decoupled`.
+        stairs: the slopes of `staircase`.
+        fraction: of the pairs that shrink, the last to be melted.
+        initial: the slopes at the beginning, of `penalty` and `decoupled`.
+        prelu: begin by replacing every activation by a PReLU, as the paper does.
+        classes: the outputs are rows of class scores.
+    """
+
+    policy: Policy = Policy(
+        epochs=8, batch=64, rate=1e-3, optimizer="adamw", milestones=None, frozen_norms=True, clip=1.0
+    )
+    drive: Literal["penalty", "decoupled", "staircase"] = "staircase"
+    strength: float = 0.2
+    stairs: tuple[float, ...] = (0.1, 0.3, 0.7, 1.0)
+    fraction: float = 0.5
+    initial: float = 0.0
+    prelu: bool = False
+    classes: bool = True
+
+    def stair(self, made: int, steps: int) -> float:
+        """The stair that holds when `made` of the `steps` are made; the last one when all are."""
+        return self.stairs[min(made * len(self.stairs) // steps, len(self.stairs) - 1)]
+
+
+_VISION = Policy(epochs=400, batch=128, rate=0.005, milestones=(75, 150, 250, 350), gamma=0.3)
+PRESETS: Mapping[str, Melting] = {
+    "vision": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.01, prelu=True),
+    "vgg": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.0, prelu=True),
+    "language": Melting(
+        Policy(epochs=1, batch=32, rate=1e-4, optimizer="adamw"), "decoupled", strength=10.0, initial=0.01, prelu=True
+    ),
+    "early": Melting(_VISION, "staircase", prelu=True),
+}
+"""The authors' settings. Epochs and batch are ours; `language` is meant for `melt_in_turn`."""
+
+
+def candidates(network: Network, fraction: float) -> list[str]:
+    """The activations of the last `fraction` of the pairs that shrink, at least one if there is one."""
+    shrinking = [pair.site for pair in pairs(network) if pair.shrinks]
+    return shrinking[len(shrinking) - math.ceil(fraction * len(shrinking)) :]
+
+
+def melt(
+    network: Network,
+    teacher: Network | None,
+    samples: Samples,
+    settings: Melting,
+    *,
+    sites: Sequence[str] | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Network:
+    """A copy whose activations `sites` have been driven towards the identity while it trained; see `collapse` then.
+
+    Args:
+        teacher: the original, whose outputs the network follows meanwhile; None: the labels, as in the paper.
+        sites: activations of `pairs`; by default `candidates`. Where there are none the network itself is returned.
+        checkpoint: where the state is kept every 20 s; an existing one is resumed from.
+        progress: called with (steps made, loss) after every step.
+
+    Raises:
+        UsageError: DATA_UNLABELLED, there is neither a teacher nor labels.
+    """
+    if teacher is None:
+        require_labels(samples, "melting without the original network")
+    chosen = candidates(network, settings.fraction) if sites is None else sites
+    if not chosen:
+        return network
+    begin = settings.stairs[0] if settings.drive == "staircase" else settings.initial
+    melted = replay(network, [soften(site, slope=begin, prelu=settings.prelu) for site in chosen])
+    slopes = [slope_parameter(melted.layer(site)) for site in chosen]
+    for slope in slopes:
+        slope.requires_grad_(settings.drive != "staircase")
+    original = None if teacher is None else teacher.copy().graph.to(training_device()).eval()
+
+    def loss(x: Tensor, y: Tensor | None) -> Tensor:
+        answer = melted.graph(x)
+        if original is None:
+            task = F.cross_entropy(answer, y)
+        else:
+            with torch.no_grad():
+                target = original(x)
+            task = distance(target, answer, settings.classes)
+        return task + settings.strength * penalty(slopes) if settings.drive == "penalty" else task
+
+    steps = settings.policy.steps(samples)
+
+    def drive(step: int) -> None:
+        for slope in slopes:
+            if settings.drive == "decoupled":
+                pull(slope, settings.policy.rate_at(step, samples), settings.strength)
+            elif settings.drive == "staircase":
+                slope.data.clamp_(min=settings.stair(step + 1, steps))
+            slope.data.clamp_(0, 1)
+
+    descend(
+        melted.graph,
+        samples,
+        settings.policy,
+        loss,
+        undecayed=slopes,
+        after=drive,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    for slope in slopes:
+        slope.requires_grad_()
+    return melted
+
+
+def melt_in_turn(
+    network: Network,
+    teacher: Network | None,
+    samples: Samples,
+    settings: Melting,
+    *,
+    tolerance: float = 0.05,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Iterator[Network]:
+    """Melt and collapse one candidate after the other, from the last to the first, as the paper does language models.
+
+    Yields the network after each, trained by the whole policy every time. Arguments as for `melt`, except
+
+    Args:
+        tolerance: as for `collapse`.
+        checkpoint: a folder, with one state for every activation: resuming repeats the last 20 s of each at most.
+    """
+    if checkpoint is not None:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+    for site in reversed(candidates(network, settings.fraction)):
+        state = None if checkpoint is None else checkpoint / f"{site}.pt"
+        melted = melt(network, teacher, samples, settings, sites=[site], checkpoint=state, progress=progress)
+        network = collapse(melted, tolerance=tolerance)
+        yield network
+
+
+def penalty(slopes: Sequence[Tensor]) -> Tensor:
+    """sum (1 - s)^2 over the sites, the mean over its channels where a site has several slopes."""
+    return torch.stack([(1 - slope).square().mean() for slope in slopes]).sum()
+
+
+def pull(slope: Tensor, rate: float, strength: float) -> None:
+    """One step of the decoupled rule, in place: the distance to 1 shrinks by 1 - 2 rate strength."""
+    slope.data.sub_(2 * rate * strength * (slope.data - 1))
