@@ -29,30 +29,23 @@ def layer_rows(network: Network, costs: CostTable) -> list[dict[str, Any]]:
 
 def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
     """One row for every edit of a plan; the fields are those of `EditRecord`."""
-    segments = iter(plan.level.segments)
-    truncations = iter(plan.truncations)
     rows = []
-    for edit in plan.edits:
-        row: dict[str, Any] = {
-            "kind": edit.kind,
-            "site": edit.site,
-            "predicted_saving_ms": None,
-            "damage": None,
-            "entropy_bits": None,
-        }
-        if edit.kind == "linearize":
-            row["entropy_bits"] = statistics[edit.site].entropy()
-            row["summary"] = "the activation becomes its best affine fit, one scale and shift a channel"
-        elif edit.kind == "merge":
-            segment = next(segments)
-            row["predicted_saving_ms"] = segment.saving_ms
-            border = "; near the border it differs, the padding moved to the front" if segment.moves_padding else ""
-            row["summary"] = f"{' + '.join(segment.layers)} become one {segment.becomes}{border}"
-        else:
-            cut = next(truncations)
-            row["predicted_saving_ms"], row["damage"] = cut.saving_ms, cut.damage
-            row["summary"] = f"two thin layers of rank {cut.rank} replace it"
-        rows.append(row)
+    for option in plan.options:
+        for edit in option.edits:
+            row: dict[str, Any] = {
+                "kind": edit.kind,
+                "site": edit.site,
+                "predicted_saving_ms": None,
+                "damage": None,
+                "entropy_bits": None,
+            }
+            if edit.kind == "linearize":
+                row["entropy_bits"] = statistics[edit.site].entropy()
+                row["summary"] = "the activation becomes its best affine fit, one scale and shift a channel"
+            else:
+                row["predicted_saving_ms"], row["damage"] = option.saving_ms, option.damage
+                row["summary"] = option.summary
+            rows.append(row)
     return rows
 
 

@@ -1,15 +1,15 @@
 """What planning knows about a network: which edits exist, what each saves on the target and what it breaks.
 
 Damage is measured, not guessed: the divergence of the edited network's outputs from the original's on calibration
-samples, before any recovery. Sites are offered in the order of their entropy (EASIER); truncations are priced by the
-share of the layer's output energy they drop, scaled by one measured divergence a layer.
+samples, before any recovery. Truncations are priced by the share of the layer's output energy they drop, and refits by
+what the fit leaves, each scaled by one measured divergence a site. Levels offer the sites in the order of their entropy
+(EASIER).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,15 +19,17 @@ from calibration.statistics import Statistics, output_covariance
 from pipeline.compress.algebra import shape_of
 from pipeline.compress.distance import distance
 from pipeline.compress.linearize import channel_dims, linearize
-from pipeline.compress.merge import merge
+from pipeline.compress.merge import merge, skip_addition
+from pipeline.compress.options import Option, most_saving, positions
+from pipeline.compress.refitting import refit_options
 from pipeline.compress.segments import Segment, segments
-from pipeline.compress.truncate import factors, full_rank, principal_basis, truncatable, truncate
+from pipeline.compress.truncate import factors, full_rank, principal_basis, ranks, truncatable, truncate
 from pipeline.model.edits import Edit, replay
 from pipeline.model.network import Network
 from pipeline.model.operators import layer_operator, milliseconds, operators
 from targets.cost import CostTable
 
-RANKS_PER_LAYER = 12
+KINDS = ("merge", "truncate", "refit")
 
 
 @dataclass(frozen=True)
@@ -35,42 +37,39 @@ class Level:
     """The k lowest-entropy useful sites linearised and their segments merged.
 
     Attributes:
-        segments: the merged segments, disjoint.
-        edits: the same as edits of the base.
+        options: the merges, disjoint.
         predicted_ms: cost table's time of the whole network at this level.
         damage: measured output divergence, all edits together, norms re-estimated, no recovery.
     """
 
-    segments: tuple[Segment, ...]
-    edits: tuple[Edit, ...]
+    options: tuple[Option, ...]
     predicted_ms: float
     damage: float
 
     @property
+    def edits(self) -> tuple[Edit, ...]:
+        return tuple(edit for option in self.options for edit in option.edits)
+
+    @property
     def sites(self) -> tuple[str, ...]:
         """The linearised rectifiers."""
-        return tuple(site for segment in self.segments for site in segment.sites)
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """One rank for one layer."""
-
-    layer: str
-    rank: int
-    saving_ms: float
-    damage: float
-    edit: Edit
+        return tuple(site for option in self.options for site in option.sites)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything a plan is made from."""
+    """Everything a plan is made from.
+
+    Attributes:
+        levels: for a wanted number of linear activations; the first is the original.
+        options: what a plan chooses from, each measured by itself.
+        rejected: (kind, site, reason) of what was looked at and can never save time.
+    """
 
     base_ms: float
     levels: tuple[Level, ...]
-    truncations: Mapping[str, tuple[Truncation, ...]]
-    rejected: tuple[tuple[str, str, str], ...]  # kind, site, reason
+    options: tuple[Option, ...]
+    rejected: tuple[tuple[str, str, str], ...]
 
 
 def divergence(reference: Tensor, output: Tensor, classes: bool) -> float:
@@ -85,6 +84,9 @@ def analyse(
     costs: CostTable,
     classes: bool,
     progress: Callable[[str], None] = lambda text: None,
+    *,
+    kinds: Sequence[str] = KINDS,
+    levels: bool = False,
 ) -> Analysis:
     """Measure every option once.
 
@@ -94,6 +96,8 @@ def analyse(
         samples: batches [B, ...] float32 of calibration data, a few hundred samples; used for every measurement.
         costs: the target's cost table.
         classes: the outputs are rows of class scores.
+        kinds: of the options.
+        levels: also measure every number of linear activations.
     """
     batches = list(samples)
     reference = run(base, batches)
@@ -104,9 +108,19 @@ def analyse(
     times = milliseconds(base, costs)
     base_ms = sum(times.values())
     rejected: list[tuple[str, str, str]] = []
-    levels = _levels(base, statistics, batches, damage_of, costs, rejected, progress)
-    truncations = _truncations(base, batches, damage_of, costs, times, rejected, progress)
-    return Analysis(base_ms, tuple(levels), truncations, tuple(rejected))
+    found: list[Option] = []
+    steps = [Level((), base_ms, 0.0)]
+    if levels or "merge" in kinds:
+        merges = _merges(base, statistics, costs, rejected)
+        if levels:
+            steps += _levels(base, statistics, merges, batches, damage_of, costs, progress)
+        if "merge" in kinds:
+            found += _measured_alone(base, merges, batches, damage_of, progress)
+    if "truncate" in kinds:
+        found += _truncations(base, batches, damage_of, costs, times, rejected, progress)
+    if "refit" in kinds:
+        found += refit_options(base, batches, damage_of, costs, times, rejected, progress)
+    return Analysis(base_ms, tuple(steps), tuple(found), tuple(rejected))
 
 
 def run(network: Network, batches: Sequence[Tensor]) -> Tensor:
@@ -116,16 +130,12 @@ def run(network: Network, batches: Sequence[Tensor]) -> Tensor:
         return torch.cat([network(batch) for batch in batches])
 
 
-def _levels(
-    base: Network,
-    statistics: Statistics,
-    batches: Sequence[Tensor],
-    damage_of: Callable[[Network], float],
-    costs: CostTable,
-    rejected: list[tuple[str, str, str]],
-    progress: Callable[[str], None],
-) -> list[Level]:
-    useful = []
+def _merges(
+    base: Network, statistics: Statistics, costs: CostTable, rejected: list[tuple[str, str, str]]
+) -> list[Option]:
+    """Every merge that saves time, its damage not yet known."""
+    place, dims = positions(base), channel_dims(base)
+    found = []
     for segment in segments(base, costs):
         if segment.saving_ms <= 0:
             rejected.append(
@@ -136,42 +146,74 @@ def _levels(
                     f"{len(segment.layers)} layers it replaces take {segment.before_ms:.4f} ms",
                 )
             )
-        else:
-            useful.append(segment)
-    order = sorted({site for segment in useful for site in segment.sites}, key=lambda s: (statistics[s].entropy(), s))
-    dims = channel_dims(base)
-    levels: list[Level] = []
-    for k in range(len(order) + 1):
-        allowed = set(order[:k])
-        chosen = _best_disjoint([segment for segment in useful if allowed.issuperset(segment.sites)])
-        if levels and chosen == levels[-1].segments:
             continue
-        edits = tuple(edit for segment in chosen for edit in _edits_of(segment, statistics, dims))
+        last = place[segment.layers[-1]]
+        if segment.skip:
+            end, source = base.node(segment.layers[-1]), base.node(segment.layers[0]).args[0]
+            last = place[skip_addition(end, source).name]
+        found.append(
+            Option(
+                "merge",
+                segment.layers[0],
+                (place[segment.layers[0]], last),
+                segment.saving_ms,
+                0.0,
+                _edits_of(segment, statistics, dims),
+                _merge_summary(segment),
+                segment.sites,
+            )
+        )
+    return found
+
+
+def _edits_of(segment: Segment, statistics: Statistics, dims: Mapping[str, int]) -> tuple[Edit, ...]:
+    linear = [linearize(site, statistics[site].slope, statistics[site].intercept, dims[site]) for site in segment.sites]
+    return (*linear, merge(segment.layers, skip=segment.skip))
+
+
+def _merge_summary(segment: Segment) -> str:
+    border = "; near the border it differs, the padding moved to the front" if segment.moves_padding else ""
+    return f"{' + '.join(segment.layers)} become one {segment.becomes}{border}"
+
+
+def _measured_alone(
+    base: Network,
+    merges: Sequence[Option],
+    batches: Sequence[Tensor],
+    damage_of: Callable[[Network], float],
+    progress: Callable[[str], None],
+) -> list[Option]:
+    found = []
+    for option in merges:
+        progress(f"measuring the damage of merging {option.site}")
+        edited = replay(base, option.edits)
+        reestimate(edited.graph, batches)
+        found.append(replace(option, damage=damage_of(edited)))
+    return found
+
+
+def _levels(
+    base: Network,
+    statistics: Statistics,
+    merges: Sequence[Option],
+    batches: Sequence[Tensor],
+    damage_of: Callable[[Network], float],
+    costs: CostTable,
+    progress: Callable[[str], None],
+) -> list[Level]:
+    order = sorted({site for merge in merges for site in merge.sites}, key=lambda s: (statistics[s].entropy(), s))
+    levels: list[Level] = []
+    for k in range(1, len(order) + 1):
+        allowed = set(order[:k])
+        chosen = most_saving([option for option in merges if allowed.issuperset(option.sites)])
+        if not chosen or (levels and chosen == levels[-1].options):
+            continue
         progress(f"measuring the damage of {len(chosen)} merges ({k} of {len(order)} sites linear)")
-        edited = replay(base, edits)
+        edited = replay(base, [edit for option in chosen for edit in option.edits])
         reestimate(edited.graph, batches)
         predicted_ms = sum(milliseconds(edited, costs).values())
-        levels.append(Level(chosen, edits, predicted_ms, damage_of(edited) if edits else 0.0))
+        levels.append(Level(chosen, predicted_ms, damage_of(edited)))
     return levels
-
-
-def _edits_of(segment: Segment, statistics: Statistics, dims: Mapping[str, int]) -> list[Edit]:
-    linear = [linearize(site, statistics[site].slope, statistics[site].intercept, dims[site]) for site in segment.sites]
-    return [*linear, merge(segment.layers, skip=segment.skip)]
-
-
-def _best_disjoint(candidates: Sequence[Segment]) -> tuple[Segment, ...]:
-    """The disjoint segments that save most together: weighted interval scheduling along each trunk."""
-    result: list[Segment] = []
-    for trunk in dict.fromkeys(segment.trunk for segment in candidates):
-        group = sorted((s for s in candidates if s.trunk == trunk), key=lambda s: s.span[1])
-        ends = [segment.span[1] for segment in group]
-        best: list[tuple[float, tuple[Segment, ...]]] = [(0.0, ())]
-        for segment in group:
-            saved, before = best[bisect_left(ends, segment.span[0])]
-            best.append(max(best[-1], (saved + segment.saving_ms, (*before, segment)), key=lambda choice: choice[0]))
-        result += best[-1][1]
-    return tuple(result)
 
 
 def _truncations(
@@ -182,51 +224,48 @@ def _truncations(
     times: Mapping[str, float],
     rejected: list[tuple[str, str, str]],
     progress: Callable[[str], None],
-) -> dict[str, tuple[Truncation, ...]]:
+) -> list[Option]:
     editable = base.editable()
     layers = [name for name, module in base.layers().items() if truncatable(module) and name in editable]
     progress(f"measuring the output covariance of {len(layers)} layers")
     covariances = output_covariance(base.graph, layers, batches)
     maps = {row.name: row.operator for row in operators(base)}
-    found = {}
+    found: list[Option] = []
+    place = positions(base)
     for layer in layers:
         mean, covariance, _ = covariances[layer]
         vectors, values = principal_basis(covariance)
         shape = shape_of(base.layer(layer))
         savings = {}
-        for rank in _ranks(full_rank(base.layer(layer))):
+        for rank in ranks(full_rank(base.layer(layer))):
             with torch.device("meta"):
                 reduce, expand = (part.module() for part in factors(shape, rank))
             thin = costs.milliseconds(
                 layer_operator(reduce, maps[layer].in_size, maps[layer].out_size)
             ) + costs.milliseconds(layer_operator(expand, maps[layer].out_size, maps[layer].out_size))
             savings[rank] = times[layer] - thin
-        ranks = [rank for rank, saving in savings.items() if saving > 0]
-        if not ranks:
+        useful = [rank for rank, saving in savings.items() if saving > 0]
+        if not useful:
             rejected.append(
                 ("truncate", layer, f"no rank makes two thin layers cheaper than the {times[layer]:.4f} ms of one")
             )
             continue
-        dropped = {rank: (values[rank:].sum() / values.sum().clamp_min(1e-30)).item() for rank in ranks}
-        probe = min(ranks, key=lambda r: abs(r - ranks[-1] / 2))
+        dropped = {rank: (values[rank:].sum() / values.sum().clamp_min(1e-30)).item() for rank in useful}
+        probe = min(useful, key=lambda r: abs(r - useful[-1] / 2))
         progress(f"measuring the damage of truncating {layer} to rank {probe}")
         cut = truncate(layer, probe, basis=vectors[:, :probe].clone(), mean=mean)
         damage = damage_of(replay(base, [cut]))
         scale = damage / max(dropped[probe], 1e-9)
-        found[layer] = tuple(
-            Truncation(
+        found += [
+            Option(
+                "truncate",
                 layer,
-                rank,
+                (place[layer], place[layer]),
                 savings[rank],
                 scale * dropped[rank],
-                truncate(layer, rank, basis=vectors[:, :rank].clone(), mean=mean),
+                (truncate(layer, rank, basis=vectors[:, :rank].clone(), mean=mean),),
+                f"two thin layers of rank {rank} replace it",
             )
-            for rank in ranks
-        )
+            for rank in useful
+        ]
     return found
-
-
-def _ranks(full: int) -> list[int]:
-    """Up to a dozen ranks below the full one, on the multiples of 4 or 8 that vector units like."""
-    step = max(4, 8 * round(full / RANKS_PER_LAYER / 8)) if full >= 16 else 1
-    return list(range(step, full, step))

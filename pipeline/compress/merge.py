@@ -28,7 +28,7 @@ from pipeline.compress.algebra import (
     with_skip,
 )
 from pipeline.model.edits import Edit, applies
-from pipeline.model.network import Network
+from pipeline.model.network import Network, substitute
 
 ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, python_operator.add)
 
@@ -81,10 +81,7 @@ def _apply(network: Network, edit: Edit) -> Network:
     graph.set_submodule(edit.site, merged.module())
     with graph.graph.inserting_before(end):
         call = graph.graph.create_node("call_module", edit.site, (first.args[0],))
-    end.replace_all_uses_with(call)
-    for node in [end, *(calls[name] for name in reversed(layers))]:
-        if not node.users and node in graph.graph.nodes:
-            graph.graph.erase_node(node)
+    substitute(end, call)
     return network.edited(graph, edit)
 
 

@@ -1,8 +1,10 @@
 """Chooses the edits that meet a predicted budget at the least measured damage.
 
-For every level of merging (the k lowest-entropy useful sites, see `analysis`) the rest of the budget is met by
-truncating layers that no merge touches: a multiple-choice knapsack over ranks, solved by dynamic programming. The
-level and ranks with the least total damage win. What is not cheaper on the target was never an option.
+Every option covers a span of the graph; chosen ones may not overlap. Savings and damages add up, so the choice is a
+knapsack over disjoint intervals, solved by dynamic programming over (position in the graph, saving so far): the least
+damage of saving at least s with options that end before position p. What is not cheaper on the target was never an
+option. A level (the k activations of lowest entropy made linear and merged, see `analysis`) may be demanded: the rest
+of the budget is then met around it.
 """
 
 from __future__ import annotations
@@ -12,31 +14,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.compress.analysis import Analysis, Level, Truncation
+from pipeline.compress.analysis import Analysis, Level
+from pipeline.compress.options import Option, before, most_saving
 from pipeline.model.edits import Edit
 
-BINS = 2000  # resolution of the knapsack: savings are rounded down to 1/2000 of what can be saved
+BINS = 2000  # resolution of the knapsack: savings are rounded down to 1/2000 of what is needed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Edits for one budget.
+    """Options for one budget.
 
     Attributes:
-        edits: in the order they apply.
+        options: disjoint, in the order of the graph.
         budget_ms, predicted_ms: asked for and expected, both on the cost table's scale.
         damage: predicted output divergence before recovery.
         reachable: False when even the smallest network is predicted above the budget; the edits then make that one.
-        level, truncations: what the edits were made from.
     """
 
-    edits: tuple[Edit, ...]
+    options: tuple[Option, ...]
     budget_ms: float
     predicted_ms: float
     damage: float
     reachable: bool
-    level: Level
-    truncations: tuple[Truncation, ...]
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """In the order they apply to the original, each fitted on the original alone."""
+        return tuple(edit for option in self.options for edit in option.edits)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The activations that become linear."""
+        return tuple(site for option in self.options for site in option.sites)
 
 
 def plan(analysis: Analysis, budget_ms: float, least_sites: int = 0) -> Plan:
@@ -55,48 +65,58 @@ def plan(analysis: Analysis, budget_ms: float, least_sites: int = 0) -> Plan:
 
 
 def _at_level(analysis: Analysis, level: Level, budget_ms: float) -> Plan:
-    merged = {name for segment in level.segments for name in segment.layers}
-    free = [options for layer, options in analysis.truncations.items() if layer not in merged]
-    chosen = _least_damage(free, level.predicted_ms - budget_ms)
-    predicted = level.predicted_ms - sum(t.saving_ms for t in chosen)
+    free = [option for option in analysis.options if not any(option.overlaps(merge) for merge in level.options)]
+    chosen = least_damage(free, level.predicted_ms - budget_ms)
+    predicted = level.predicted_ms - sum(option.saving_ms for option in chosen)
     return Plan(
-        (*level.edits, *(t.edit for t in chosen)),
+        tuple(sorted((*level.options, *chosen), key=lambda option: option.span)),
         budget_ms,
         predicted,
-        level.damage + sum(t.damage for t in chosen),
+        level.damage + sum(option.damage for option in chosen),
         predicted <= budget_ms + 1e-12,
-        level,
-        chosen,
     )
 
 
-def _least_damage(choices: Sequence[Sequence[Truncation]], needed_ms: float) -> tuple[Truncation, ...]:
-    """At most one truncation a layer, saving at least `needed_ms` together; all the largest when that is too little."""
+def least_damage(options: Sequence[Option], needed_ms: float) -> tuple[Option, ...]:
+    """Disjoint options that save at least `needed_ms` together; where none do, those that save the most.
+
+    Exact up to the rounding of savings to `needed_ms` / `BINS`: no choice of disjoint options whose rounded savings
+    suffice has less damage.
+    """
     if needed_ms <= 0:
         return ()
-    largest = [max(options, key=lambda t: t.saving_ms) for options in choices]
-    if sum(t.saving_ms for t in largest) <= needed_ms:
-        return tuple(largest)
     bin_ms = needed_ms / BINS
-    best = np.full(BINS + 1, np.inf)  # best[s]: least damage that saves at least s bins
-    best[0] = 0.0
+    chosen = _search(options, [int(option.saving_ms / bin_ms) for option in options], BINS)
+    return chosen if chosen is not None else most_saving(options)
+
+
+def _search(options: Sequence[Option], savings: Sequence[int], needed: int) -> tuple[Option, ...] | None:
+    """Disjoint options of the least damage whose whole savings come to `needed`; None where no choice does."""
+    order = sorted(range(len(options)), key=lambda i: options[i].span[1])
+    ends = sorted({option.span[1] for option in options})
+    reached = np.arange(needed + 1)
+    best = [np.full(needed + 1, np.inf)]  # best[p][s]: with options up to the p-th end, saving at least s
+    best[0][0] = 0.0
     picks: list[np.ndarray] = []
-    reached = np.arange(BINS + 1)
-    for options in choices:
-        updated, pick = best.copy(), np.full(BINS + 1, -1)
-        for i, option in enumerate(options):
-            source = np.maximum(reached - int(option.saving_ms / bin_ms), 0)
-            damage = best[source] + option.damage
-            better = damage < updated
-            updated[better], pick[better] = damage[better], i
-        best = updated
+    for end in ends:
+        damage, pick = best[-1].copy(), np.full(needed + 1, -1)
+        for i in order:
+            if options[i].span[1] != end:
+                continue
+            earlier = best[before(options[i], ends)]
+            with_it = earlier[np.maximum(reached - savings[i], 0)] + options[i].damage
+            better = with_it < damage
+            damage[better], pick[better] = with_it[better], i
+        best.append(damage)
         picks.append(pick)
-    if not np.isfinite(best[BINS]):  # rounding down lost what was needed
-        return tuple(largest)
-    chosen, at = [], BINS
-    for options, pick in zip(reversed(choices), reversed(picks), strict=True):
-        if pick[at] >= 0:
-            option = options[pick[at]]
-            chosen.append(option)
-            at = max(at - int(option.saving_ms / bin_ms), 0)
+    if not np.isfinite(best[-1][needed]):
+        return None
+    chosen, place, saving = [], len(ends), needed
+    while place:
+        i = picks[place - 1][saving]
+        if i < 0:
+            place -= 1
+            continue
+        chosen.append(options[i])
+        place, saving = before(options[i], ends), max(saving - savings[i], 0)
     return tuple(reversed(chosen))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.compress.algebra import LinearOperator, operator_of
 from pipeline.model.edits import Edit, applies
-from pipeline.model.network import Network
+from pipeline.model.network import Network, add_beside, free_name, substitute
 
 
 def truncatable(module: nn.Module) -> bool:
@@ -31,6 +31,15 @@ def truncatable(module: nn.Module) -> bool:
 def full_rank(module: nn.Module) -> int:
     weight = module.weight
     return min(weight.shape[0], weight[0].numel())
+
+
+RANKS_PER_LAYER = 12
+
+
+def ranks(full: int) -> list[int]:
+    """Up to a dozen ranks below the full one, on the multiples of 4 or 8 that vector units like."""
+    step = max(4, 8 * round(full / RANKS_PER_LAYER / 8)) if full >= 16 else 1
+    return list(range(step, full, step))
 
 
 def truncate(site: str, rank: int, *, basis: Tensor | None = None, mean: Tensor | None = None) -> Edit:
@@ -83,26 +92,12 @@ def _apply(network: Network, edit: Edit) -> Network:
     node = next(n for n in graph.graph.nodes if n.op == "call_module" and n.target == edit.site)
     source = node.args[0]
     for suffix, part in (("reduce", reduce), ("expand", expand)):
-        name = _free_name(graph, f"{edit.site}_{suffix}")
+        name = free_name(graph, f"{edit.site}_{suffix}")
         module = part.module()
         if suffix == "reduce":
             module.bias = None  # zero by construction: the expansion's bias says it all
-        _add_beside(graph, name, module)
+        add_beside(graph, name, module)
         with graph.graph.inserting_before(node):
             source = graph.graph.create_node("call_module", name, (source,))
-    node.replace_all_uses_with(source)
-    graph.graph.erase_node(node)
+    substitute(node, source)
     return network.edited(graph, edit)
-
-
-def _free_name(root: nn.Module, wanted: str) -> str:
-    """`wanted`, with underscores behind it where the user has a layer of that name."""
-    names = {name for name, _ in root.named_modules()}
-    while wanted in names:
-        wanted += "_"
-    return wanted
-
-
-def _add_beside(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    root.get_submodule(parent).add_module(leaf, module)

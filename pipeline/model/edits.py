@@ -25,7 +25,7 @@ class Edit:
     """One change of a network.
 
     Attributes:
-        kind: `linearize`, `merge` or `truncate`.
+        kind: what is done: `linearize`, `merge`, `refit` ... (each `@applies` in `pipeline/compress/`).
         site: dotted name of the layer or activation the edit is about, as the user knows it.
         arguments: JSON-able settings.
         tensors: float32 or float64 tensors that the edit needs besides the network's own weights.
@@ -65,8 +65,13 @@ def replay(base: Network, edits: Sequence[Edit]) -> Network:
     Raises:
         KeyError: an edit's kind is unknown to this version.
     """
+    import pipeline.compress.collapse
+    import pipeline.compress.grouped
     import pipeline.compress.linearize
     import pipeline.compress.merge
+    import pipeline.compress.prune
+    import pipeline.compress.refit
+    import pipeline.compress.split
     import pipeline.compress.truncate  # noqa: F401  (each registers its kind)
 
     network = base if edits else base.copy()

@@ -144,3 +144,25 @@ def probe_shapes(network: Network) -> dict[str, tuple[tuple[int, ...], tuple[int
         for hook in hooks:
             hook.remove()
     return shapes
+
+
+def free_name(root: nn.Module, wanted: str) -> str:
+    """`wanted`, with underscores behind it where the user has a layer of that name."""
+    names = {name for name, _ in root.named_modules()}
+    while wanted in names:
+        wanted += "_"
+    return wanted
+
+
+def add_beside(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Add a layer under a dotted name whose parent exists."""
+    parent, _, leaf = name.rpartition(".")
+    root.get_submodule(parent).add_module(leaf, module)
+
+
+def substitute(node: fx.Node, value: fx.Node) -> None:
+    """Readers of `node` read the new `value` instead, which takes its name: later edits know the place by it."""
+    node.replace_all_uses_with(value)
+    name = node.name
+    node.graph.erase_node(node)
+    value.name = name

@@ -153,6 +153,20 @@ def milliseconds(network: Network, costs: CostTable) -> dict[str, float]:
     return times
 
 
+def node_shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """Name of every node of the graph -> shape of its value on the example, the batch first."""
+    return {node.name: shape for node, shape in _Shapes(network.graph).record(network.example).items()}
+
+
+def fused_behind(network: Network, name: str) -> list[str]:
+    """Names of the rectifiers that read the value of a node and cost something there, but nothing behind a layer."""
+    node = next(node for node in network.graph.graph.nodes if node.name == name)
+    if _is_layer_call(network, node):
+        return []
+    calls = [user for user in node.users if user.op == "call_module"]
+    return [user.name for user in calls if isinstance(network.layer(user.target), FUSED)]
+
+
 def layer_operator(module: nn.Module, in_size: tuple[int, int], out_size: tuple[int, int]) -> Operator:
     """The priced form of a convolution or linear layer on maps of the given sizes (linear: (tokens, 1))."""
     if isinstance(module, nn.Linear):

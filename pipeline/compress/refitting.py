@@ -1,0 +1,257 @@
+"""The refits a network offers, each priced and measured, and the refits of a plan, fitted one behind the other.
+
+For planning every region is fitted on what the original computes. In a plan each is fitted on what the network that is
+already edited feeds it, to what the original gives there: a later fit mends what earlier ones broke. A region that ends
+with a sum takes the skip into that bargain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from calibration.regression import Regression, RegressionMoments
+from pipeline.compress.options import Option, positions
+from pipeline.compress.refit import Fitter, Form, Shape, forms, operators, refit, shape_of
+from pipeline.compress.regions import Region, regions
+from pipeline.compress.taps import Taps
+from pipeline.compress.truncate import ranks
+from pipeline.model.edits import replay
+from pipeline.model.network import Network
+from pipeline.model.operators import describe, fused_behind, layer_operator, node_shapes
+from targets.cost import CostTable
+from targets.operator import pointwise
+
+LEAST_SAVING = 0.005  # of the network's time; below it a refit is not worth looking at
+ROWS_A_FEATURE, LEAST_ROWS = 16, 16384  # observations a fit takes
+POWERS = (0.5, 4.0)  # of the residual that damage may rise with
+MOST_BYTES = 1 << 30  # of moments that are collected in one pass over the samples
+
+
+def refit_options(
+    base: Network,
+    batches: Sequence[Tensor],
+    damage_of: Callable[[Network], float],
+    costs: CostTable,
+    times: Mapping[str, float],
+    rejected: list[tuple[str, str, str]],
+    progress: Callable[[str], None],
+) -> list[Option]:
+    """The refits of every region that save time and are not dominated: none saves more at a smaller residual.
+
+    The damage of two forms a region is measured; that of the others follows from their residuals.
+    """
+    shapes = node_shapes(base)
+    wanted: dict[Region, tuple[Shape, dict[Form, float]]] = {}
+    for region in regions(base):
+        shape = shape_of(region, shapes)
+        if shape is None:
+            continue
+        before, behind = _milliseconds_of(region, base, times)
+        savings = {
+            form: before
+            - _milliseconds_as(form, shape, costs)
+            + (0.0 if form.skip or form.kind == "identity" else behind)
+            for form in _forms(shape)
+        }
+        useful = {form: saving for form, saving in savings.items() if saving > LEAST_SAVING * sum(times.values())}
+        if useful:
+            wanted[region] = shape, useful
+        else:
+            best = max(savings, key=savings.__getitem__)
+            rejected.append(
+                (
+                    "refit",
+                    region.site,
+                    f"the cheapest form takes {before - savings[best]:.4f} ms, "
+                    f"the {len(region.layers)} layers up to {region.layers[-1]} take {before:.4f} ms",
+                )
+            )
+    progress(f"least squares for {len(wanted)} regions")
+    found: list[Option] = []
+    place = positions(base)
+    for region, regression in _moments(base, {region: shape for region, (shape, _) in wanted.items()}, batches):
+        shape, savings = wanted[region]
+        fitter = Fitter(regression, shape)
+        residuals = {form: fitter.residual(form) for form in savings}
+        kept = [form for form in savings if not _dominated(form, savings, residuals)]
+        progress(f"measuring the damage of refitting {region.site} .. {region.layers[-1]}")
+
+        def measured(form: Form, region: Region = region, fitter: Fitter = fitter) -> float:
+            return damage_of(replay(base, [refit(region, fitter.fit(form).layers, skip=form.skip)]))
+
+        damages = _curve(kept, residuals, measured)
+        for form in kept:
+            found.append(
+                Option(
+                    "refit",
+                    region.site,
+                    (place[region.nodes[0]], place[region.end]),
+                    savings[form],
+                    damages[form],
+                    (refit(region, fitter.fit(form).layers, skip=form.skip),),
+                    _summary(region, form, shape),
+                    region=region,
+                    form=form,
+                )
+            )
+    return found
+
+
+def realise(
+    base: Network, options: Sequence[Option], batches: Sequence[Tensor], progress: Callable[[str], None] = print
+) -> Network:
+    """The network with the options applied in order, each refit fitted anew behind what was applied before it.
+
+    Args:
+        options: disjoint, in the order of the graph.
+        batches: [B, ...] of calibration data.
+    """
+    network, shapes = base, node_shapes(base)
+    passed: dict[str, str] = {}  # a node that went -> the node its readers read now
+    for number, option in enumerate(options, 1):
+        if option.region is None or option.form is None:
+            network = replay(network, option.edits)
+            continue
+        region = option.region
+        progress(f"fitting {option.site} ({number} of {len(options)})")
+        source = passed.get(region.source, region.source)
+        shape = shape_of(region, shapes)
+        regression = _between(network, source, base, region, shape, batches)
+        layers = Fitter(regression, shape).fit(option.form).layers
+        if not layers:
+            passed[region.end] = source
+        network = replay(network, [refit(region, layers, skip=option.form.skip, source=source)])
+    return network if options else base.copy()
+
+
+def _forms(shape: Shape) -> list[Form]:
+    return list(forms(shape, ranks(min(shape.in_channels, shape.out_channels))))
+
+
+def _milliseconds_of(region: Region, network: Network, times: Mapping[str, float]) -> tuple[float, float]:
+    """What a region takes, and the rectifier behind it that fuses into a layer but not into a sum."""
+
+    def total(names: Iterable[str]) -> float:
+        nodes = (node for node in network.graph.graph.nodes if node.name in set(names))
+        return sum(times.get(node.target if node.op == "call_module" else node.name, 0.0) for node in nodes)
+
+    return total(region.nodes), total(fused_behind(network, region.end))
+
+
+def _milliseconds_as(form: Form, shape: Shape, costs: CostTable) -> float:
+    total, size = 0.0, shape.in_size
+    for layer in operators(form, shape):
+        with torch.device("meta"):
+            module = layer.module()
+        total += costs.milliseconds(layer_operator(module, size, shape.out_size))
+        size = shape.out_size
+    if form.skip:
+        total += costs.milliseconds(pointwise("add", shape.out_channels, shape.out_size))
+    return total
+
+
+def _curve(
+    forms_: Sequence[Form], residuals: Mapping[Form, float], measured: Callable[[Form], float]
+) -> dict[Form, float]:
+    """Damage of each form: the power of the residual through what two of them were measured to do.
+
+    The two are the most harmful form and the one in the middle; the power is held within `POWERS`, for a small damage
+    is measured badly.
+    """
+    ordered = sorted(forms_, key=residuals.__getitem__)
+    worst, middle = ordered[-1], ordered[len(ordered) // 2 - (len(ordered) > 1)]
+    most = measured(worst)
+    if residuals[middle] >= residuals[worst]:
+        return dict.fromkeys(forms_, most)
+    fall = math.log(max(most, 1e-9) / max(measured(middle), 1e-9))
+    power = min(max(fall / math.log(residuals[worst] / max(residuals[middle], 1e-12)), POWERS[0]), POWERS[1])
+    return {form: most * (residuals[form] / residuals[worst]) ** power for form in forms_}
+
+
+def _dominated(form: Form, savings: Mapping[Form, float], residuals: Mapping[Form, float]) -> bool:
+    return any(
+        savings[other] >= savings[form] and residuals[other] <= residuals[form] and other != form
+        and (savings[other], residuals[other]) != (savings[form], residuals[form])
+        for other in savings
+    )  # fmt: skip
+
+
+def _summary(region: Region, form: Form, shape: Shape) -> str:
+    with torch.device("meta"):
+        parts = [describe(layer.module()) for layer in operators(form, shape)]
+    what = (" and ".join(parts) if parts else "nothing") + (" beside a skip" if form.skip else "")
+    if len(region.layers) == 1:
+        return f"it becomes {what}, fitted to the data"
+    return f"{len(region.layers)} layers, {region.layers[0]} to {region.layers[-1]}, become {what}, fitted to the data"
+
+
+def _positions(shape: Shape, samples: int) -> int | None:
+    """Output positions of a sample that a fit looks at."""
+    if shape.tokens:
+        return None
+    features = shape.in_channels * shape.kernel**2
+    return -(-max(ROWS_A_FEATURE * features, LEAST_ROWS) // samples)
+
+
+def _moments(
+    base: Network, wanted: Mapping[Region, Shape], batches: Sequence[Tensor]
+) -> Iterator[tuple[Region, Regression]]:
+    """(region, its `Regression`) for each, as many in one pass over the samples as memory allows."""
+    samples = sum(len(batch) for batch in batches)
+    group: dict[Region, RegressionMoments] = {}
+    size = 0
+    for region, shape in wanted.items():
+        bytes_ = 24 * (shape.in_channels * shape.kernel**2 + shape.out_channels) ** 2
+        if group and size + bytes_ > MOST_BYTES:
+            yield from _collected(base, group, batches)
+            group, size = {}, 0
+        group[region] = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples))
+        size += bytes_
+    if group:
+        yield from _collected(base, group, batches)
+
+
+def _collected(
+    base: Network, group: Mapping[Region, RegressionMoments], batches: Sequence[Tensor]
+) -> Iterator[tuple[Region, Regression]]:
+    sources, ends = {region.source for region in group}, {region.end: [] for region in group}
+    for region in group:
+        ends[region.end].append(region)
+    held: dict[str, Tensor] = {}
+
+    def see(name: str, value: Tensor) -> None:
+        for region in ends.get(name, ()):
+            group[region].add(held[region.source], value)
+        if name in sources:
+            held[name] = value.clone()  # a sum may work in place on it
+
+    taps = Taps(base, sources | ends.keys(), see)
+    for batch in batches:
+        held.clear()
+        taps.show(batch)
+    for region, moments in group.items():
+        yield region, moments.regression
+
+
+def _between(
+    network: Network, source: str, base: Network, region: Region, shape: Shape, batches: Sequence[Tensor]
+) -> Regression:
+    """From what the edited network feeds the region to what the original gives there."""
+    samples = sum(len(batch) for batch in batches)
+    moments = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples))
+    seen: list[Tensor] = []
+
+    def see(name: str, value: Tensor) -> None:
+        seen.append(value.clone())
+
+    entering, leaving = Taps(network, {source}, see), Taps(base, {region.end}, see)
+    for batch in batches:
+        entering.show(batch)
+        leaving.show(batch)
+        moments.add(*seen)
+        seen.clear()
+    return moments.regression

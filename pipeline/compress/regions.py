@@ -1,0 +1,115 @@
+"""Finds the stretches of a network that one linear layer could stand for, whatever is inside them.
+
+A region has one value going in (`source`) and one coming out (`end`), and nothing else reads what it computes on the
+way: a layer with its norm, a residual block with its skip, a branch of it, an MLP, a run of layers. Unlike a segment
+(see `segments`) it may hold branches, norms that do not fold, and activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from pipeline.compress.algebra import is_layer
+from pipeline.compress.linearize import RECTIFIERS
+from pipeline.compress.merge import ADDITIONS
+from pipeline.model.network import Network
+
+LONGEST = 6  # layers in one region; what is longer no linear layer follows
+
+
+@dataclass(frozen=True)
+class Region:
+    """A stretch with one way in and one way out.
+
+    Attributes:
+        source, end: names of the graph's nodes whose values go in and come out; `source` is not part of it.
+        nodes: names of the graph's nodes inside, in execution order; `end` is the last.
+        layers: the convolutions and linear layers among them, by the user's names, at least one.
+        span: positions of the first and the last node in the graph.
+        reach: height of the input that one output looks at, in input pixels; 1 for tokens.
+    """
+
+    source: str
+    end: str
+    nodes: tuple[str, ...]
+    layers: tuple[str, ...]
+    span: tuple[int, int]
+    reach: int
+
+    @property
+    def site(self) -> str:
+        """The first layer: the name under which the user knows the place."""
+        return self.layers[0]
+
+
+def regions(network: Network) -> list[Region]:
+    """Every region of up to `LONGEST` layers, in the order of their ends.
+
+    Of several with the same layers only one is kept: it takes the norm and the skip behind, and leaves those before.
+    """
+    nodes = list(network.graph.graph.nodes)
+    position = {node: index for index, node in enumerate(nodes)}
+    editable = network.editable()
+    best: dict[tuple[str, ...], Region] = {}
+    for end in nodes:
+        if _gives(network, end):
+            for source, inside in _around(end, position, network):
+                region = _region(network, source, inside, position)
+                if region.layers and editable.issuperset(region.layers) and _takes(network, source, inside):
+                    kept = best.get(region.layers)
+                    if kept is None or (region.span[1], region.span[0]) > (kept.span[1], kept.span[0]):
+                        best[region.layers] = region
+    return sorted(best.values(), key=lambda region: (region.span[1], -region.span[0]))
+
+
+def _around(end: fx.Node, position: dict[fx.Node, int], network: Network) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
+    """Every (source, nodes inside) that comes out at `end`, the shortest first."""
+    inside, outside, layers = {end}, set(end.all_input_nodes), int(_is_layer(network, end))
+    while outside:
+        if len(outside) == 1:
+            yield next(iter(outside)), set(inside)
+        nearest = max(outside, key=position.__getitem__)
+        layers += _is_layer(network, nearest)
+        read_elsewhere = not inside.issuperset(nearest.users)
+        if layers > LONGEST or read_elsewhere or nearest.op not in ("call_module", "call_function"):
+            return
+        outside.remove(nearest)
+        inside.add(nearest)
+        outside |= {node for node in nearest.all_input_nodes if node not in inside}
+
+
+def _region(network: Network, source: fx.Node, inside: set[fx.Node], position: dict[fx.Node, int]) -> Region:
+    ordered = sorted(inside, key=position.__getitem__)
+    layers = tuple(node.target for node in ordered if _is_layer(network, node))
+    span = (position[ordered[0]], position[ordered[-1]])
+    reach, step = 1, 1
+    for name in layers:
+        layer = network.layer(name)
+        if isinstance(
+            layer, nn.Conv2d
+        ):  # side by side they reach less far; nobody minds a kernel too wide to be chosen
+            reach += (layer.kernel_size[0] - 1) * layer.dilation[0] * step
+            step *= layer.stride[0]
+    return Region(source.name, ordered[-1].name, tuple(node.name for node in ordered), layers, span, reach)
+
+
+def _is_layer(network: Network, node: fx.Node) -> bool:
+    return node.op == "call_module" and is_layer(network.layer(node.target))
+
+
+def _gives(network: Network, node: fx.Node) -> bool:
+    """What a linear layer could give in its place: a layer's output, a norm's, or a sum with a skip."""
+    if node.op == "call_module":
+        return is_layer(network.layer(node.target)) or isinstance(
+            network.layer(node.target), (nn.BatchNorm1d, nn.BatchNorm2d)
+        )
+    return node.op == "call_function" and node.target in ADDITIONS
+
+
+def _takes(network: Network, source: fx.Node, inside: set[fx.Node]) -> bool:
+    """Whether a layer or a norm is what reads the source: a rectifier there belongs to the stretch before."""
+    modules = [network.layer(node.target) for node in source.users if node in inside and node.op == "call_module"]
+    return bool(modules) and not any(isinstance(module, RECTIFIERS) for module in modules)
