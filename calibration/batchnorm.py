@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -13,8 +14,8 @@ from calibration.observe import Batch, evaluating, inputs_of
 from targets.errors import UsageError
 
 
-def reestimate(module: nn.Module, batches: Iterable[Batch]) -> None:
-    """Sets the running mean and variance of every batch norm in `module` to those of its inputs over all `batches`.
+def reestimate(module: nn.Module, batches: Iterable[Batch], reference: nn.Module | None = None) -> None:
+    """Sets the running statistics of every batch norm in `module` to what its inputs are over all `batches` by now.
 
     One pass. Each batch is normalised with its own statistics on the way, as in training ("precise" batch norm, Wu &
     Johnson 2021), while the inputs of every layer are pooled in float64 over all batches: not an average of batch
@@ -22,35 +23,33 @@ def reestimate(module: nn.Module, batches: Iterable[Batch]) -> None:
     path is therefore exact; deeper ones see inputs normalised by their batch instead of by the pool, a difference that
     vanishes as batches grow (64 or more is plenty). The variance is unbiased, as the running variance of torch is.
 
+    Running statistics are often those of augmented training data, and a network is used to them: its own statistics on
+    plain samples can serve it worse. With a `reference`, the network that `module` was edited from, only what the edits
+    changed is made up for. With the reference's statistics on the same batches marked r,
+
+        mean <- mean + (mean_now - mean_r),    variance <- variance * variance_now / variance_r
+
+    so a network that computes what the reference does stays as it is.
+
     Everything but the batch norms is in eval mode meanwhile; all modes are restored. Without a batch norm that keeps
     running statistics this does nothing, and no batch is read. A batch of one sample has no statistics and is left out.
 
     Args:
         batches: x: [B, ...] or (x, y).
+        reference: norms are matched by name; those it does not have are set as without one.
 
     Raises `UsageError` DATA_EMPTY when no batch has two samples.
     """
-    norms = {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, _BatchNorm) and part.running_mean is not None
-    }
+    norms = _norms(module)
     if not norms:
         return
-    moments = {name: ChannelMoments() for name in norms}
-    momenta = {name: part.momentum for name, part in norms.items()}
     used = 0
-    with evaluating(module), ExitStack() as restore:
-        for name, part in norms.items():
-            hook = part.register_forward_pre_hook(
-                lambda part, args, seen=moments[name]: seen.add(args[0].movedim(1, 0).flatten(1))
-            )
-            restore.callback(hook.remove)
-            restore.callback(setattr, part, "momentum", momenta[name])
-            part.training, part.momentum = True, 0.0  # normalise by the batch, leave the running statistics alone
+    with _observed(module, norms) as seen, _observed(reference, _norms(reference)) as known:
         for x in map(inputs_of, batches):
             if len(x) > 1:
                 module(x)
+                if reference is not None:
+                    reference(x)
                 used += 1
     if used == 0:
         raise UsageError(
@@ -61,8 +60,36 @@ def reestimate(module: nn.Module, batches: Iterable[Batch]) -> None:
             code="DATA_EMPTY",
         )
     for name, part in norms.items():
-        seen = moments[name]
-        if seen.count:  # a norm that never ran keeps what it had
-            part.running_mean.copy_(seen.mean)
-            part.running_var.copy_(seen.products / (seen.count - 1))
-            part.num_batches_tracked.fill_(used)
+        now, before = seen[name], known.get(name)
+        if not now.count:  # a norm that never ran keeps what it had
+            continue
+        if before is not None and before.count:
+            part.running_mean += now.mean - before.mean
+            part.running_var *= now.covariance / before.covariance.clamp_min(torch.finfo(torch.float32).tiny)
+        else:
+            part.running_mean.copy_(now.mean)
+            part.running_var.copy_(now.products / (now.count - 1))
+        part.num_batches_tracked.fill_(used)
+
+
+def _norms(module: nn.Module | None) -> dict[str, _BatchNorm]:
+    parts = module.named_modules() if module is not None else ()
+    return {name: part for name, part in parts if isinstance(part, _BatchNorm) and part.running_mean is not None}
+
+
+@contextmanager
+def _observed(module: nn.Module | None, norms: Mapping[str, _BatchNorm]) -> Iterator[dict[str, ChannelMoments]]:
+    """Moments of the norms' inputs while they normalise by the batch and leave their running statistics alone."""
+    moments = {name: ChannelMoments() for name in norms}
+    if module is None:
+        yield moments
+        return
+    with evaluating(module), ExitStack() as restore:
+        for name, part in norms.items():
+            hook = part.register_forward_pre_hook(
+                lambda part, args, seen=moments[name]: seen.add(args[0].movedim(1, 0).flatten(1))
+            )
+            restore.callback(hook.remove)
+            restore.callback(setattr, part, "momentum", part.momentum)
+            part.training, part.momentum = True, 0.0
+        yield moments

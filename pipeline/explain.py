@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calibration.statistics import Statistics
-from pipeline.compress.analysis import Analysis
+from pipeline.compress.methods import Rejected
 from pipeline.compress.plan import Plan
 from pipeline.model.network import Network
 from pipeline.model.operators import operators
@@ -49,6 +49,6 @@ def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
     return rows
 
 
-def rejected_rows(analysis: Analysis) -> list[dict[str, Any]]:
+def rejected_rows(rejected: Rejected) -> list[dict[str, Any]]:
     """What planning looked at and never took, with the reason; the fields are those of `RejectedRecord`."""
-    return [{"kind": kind, "site": site, "reason": reason} for kind, site, reason in analysis.rejected]
+    return [{"kind": kind, "site": site, "reason": reason} for kind, site, reason in rejected]

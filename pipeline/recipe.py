@@ -15,6 +15,7 @@ from pipeline.quantities import parse_latency, parse_points
 from targets.errors import UsageError, nearest
 
 Format = Literal["tflite", "onnx"]
+Method = Literal["auto", "easier", "layermerge", "depth-dp", "svd"]
 OPTIONS = {"model": "MODEL", "formats": "--format"}  # where the command line names a key otherwise
 
 
@@ -33,7 +34,9 @@ class Recipe(BaseModel):
         formats: artifacts to write; the latency is asked of the first.
         output: `classes` for rows of class scores, `values` for anything else (boxes, embeddings, images).
         channels_last: TFLite takes and gives NHWC.
-        linearize: at least this many activations become linear, the lowest entropy first; 0 leaves it to the plan.
+        method: how the network is compressed, see `pipeline.compress.methods`.
+        linearize: with `auto` and `easier`, at least this many activations become linear, the lowest entropy first; 0
+            leaves it to the plan.
         recover_steps: optimiser steps of the final recovery.
         recover_batch, recover_rate: samples a step and peak learning rate of the recovery.
         mixup: recovery blends samples; turn it off for inputs of which a blend means nothing.
@@ -57,6 +60,7 @@ class Recipe(BaseModel):
     formats: list[Format] = Field(default=["tflite", "onnx"], min_length=1)
     output: Literal["classes", "values"] = "classes"
     channels_last: bool = True
+    method: Method = "auto"
     linearize: int = Field(default=0, ge=0)
     recover_steps: int = Field(default=400, ge=0)
     recover_batch: int = Field(default=64, ge=1)

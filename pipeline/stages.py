@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibration.batchnorm import reestimate
 from calibration.statistics import Statistics, collect
-from pipeline.compress.analysis import Analysis, analyse, run
+from pipeline.compress.analysis import run
 from pipeline.compress.linearize import channel_dims, sites
-from pipeline.compress.plan import Plan, plan
+from pipeline.compress.methods import Planner, Subject, planner
 from pipeline.compress.recover import Recovery, recover
+from pipeline.compress.refitting import realise
 from pipeline.environment import environment
 from pipeline.explain import edit_rows, layer_rows, rejected_rows
 from pipeline.export.artifact import Artifact, sha256_of
@@ -128,12 +128,21 @@ class Stages:
         return Statistics.load(self.run.root / "statistics" / "statistics.safetensors")
 
     @cached_property
-    def analysis(self) -> Analysis:
-        """Every option planning has, measured; made only when a plan is not already in the run directory."""
+    def planner(self) -> Planner:
+        """The recipe's method with every option measured; made only when a plan is not already in the run directory."""
         macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
         count = min(len(self.samples.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
         batches = [x for x, _ in self.samples.calibration.take(count).batches(BATCH)]
-        return analyse(self.base, self.statistics, batches, self.costs, self.classes is not None, self.progress)
+        subject = Subject(
+            self.base,
+            self.statistics,
+            batches,
+            self.costs,
+            self.classes is not None,
+            self.recipe.linearize,
+            self.progress,
+        )
+        return planner(self.recipe.method, subject)
 
     @property
     def _about_base(self) -> dict[str, Any]:
@@ -172,17 +181,16 @@ class Stages:
         """Plan for a predicted budget, apply the edits, re-estimate norms."""
 
         def make(folder: Path) -> dict[str, Any]:
-            chosen: Plan = plan(self.analysis, budget_ms, self.recipe.linearize)
-            self.progress(f"applying {len(chosen.edits)} edits")
-            network = replay(self.base, chosen.edits)
-            reestimate(network.graph, self.samples.calibration.batches(BATCH))
+            chosen = self.planner.plan(budget_ms)
+            batches = [x for x, _ in self.samples.calibration.batches(BATCH)]
+            network = realise(self.base, chosen.options, batches, self.progress)
             return self._keep(
                 folder,
                 network,
                 {
                     "layers": layer_rows(network, self.costs),
                     "edits": edit_rows(chosen, self.statistics),
-                    "rejected": rejected_rows(self.analysis),
+                    "rejected": rejected_rows(self.planner.rejected),
                     "predicted_ms": chosen.predicted_ms,
                     "budget_ms": budget_ms,
                     "smallest": not chosen.reachable,
@@ -190,7 +198,8 @@ class Stages:
                 },
             )
 
-        inputs = {**self._about_plan, "budget_ms": budget_ms, "linearize": self.recipe.linearize}
+        asked = {"budget_ms": budget_ms, "method": self.recipe.method, "linearize": self.recipe.linearize}
+        inputs = {**self._about_plan, **asked}
         return self._made(f"candidates/{index:02d}", inputs, make)
 
     def recovered(self, index: int, source: Made) -> Made:

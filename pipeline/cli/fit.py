@@ -39,6 +39,7 @@ def recipe_options(command: Any) -> Any:
             help="What the network gives: class scores (default) or anything else.",
         ),
         click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC)."),
+        click.option("--method", help="auto (default), easier, layermerge, depth-dp or svd."),
         click.option("--linearize", type=int, help="Linearise at least so many activations (default: as planned)."),
         click.option("--recover-steps", type=int, help="Optimiser steps of the final recovery (default: 400)."),
         click.option("--recover-batch", type=int, help="Samples a step (default: 64)."),
@@ -129,28 +130,25 @@ def _recipe(model: str | None, resume: Path | None, options: dict[str, Any]) -> 
 def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:
     from rich.text import Text
 
-    from pipeline.compress.plan import plan
-    from pipeline.explain import edit_rows
+    from pipeline.explain import edit_rows, layer_rows
     from pipeline.stages import Stages
     from pipeline.store import RunDirectory
 
     with tempfile.TemporaryDirectory(prefix="planish-dry-") as scratch, console.stage("planning") as stage:
         stages = Stages(RunDirectory.create(Path(scratch) / "run", recipe.to_toml()), recipe, profile, stage.update)
         stages.samples  # noqa: B018  (bad data ends the run before any work is done on it)
-        analysis = stages.analysis
-        chosen = plan(analysis, recipe.latency_ms(analysis.base_ms), recipe.linearize)
+        base_ms = sum(row["predicted_ms"] for row in layer_rows(stages.base, stages.costs))
+        chosen = stages.planner.plan(recipe.latency_ms(base_ms))
     rows = edit_rows(chosen, stages.statistics)
     human = [
         Text(recipe.to_toml()),
         Text(
-            f"predicted {chosen.predicted_ms:.4g} ms of {analysis.base_ms:.4g} ms with {len(rows)} edits; predictions "
+            f"predicted {chosen.predicted_ms:.4g} ms of {base_ms:.4g} ms with {len(rows)} edits; predictions "
             "choose where to probe, only measurements count"
         ),
     ]
     human += [Text(f"  {row['kind']} {row['site']}: {row['summary']}") for row in rows]
-    console.result(
-        human, recipe=recipe.model_dump(), predicted_ms=chosen.predicted_ms, base_ms=analysis.base_ms, edits=rows
-    )
+    console.result(human, recipe=recipe.model_dump(), predicted_ms=chosen.predicted_ms, base_ms=base_ms, edits=rows)
     return 0
 
 

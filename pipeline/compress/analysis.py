@@ -1,9 +1,8 @@
 """What planning knows about a network: which edits exist, what each saves on the target and what it breaks.
 
 Damage is measured, not guessed: the divergence of the edited network's outputs from the original's on calibration
-samples, before any recovery. Truncations are priced by the share of the layer's output energy they drop, and refits by
-what the fit leaves, each scaled by one measured divergence a site. Levels offer the sites in the order of their entropy
-(EASIER).
+samples, before any recovery. Of a refit some forms are measured, the others follow from what their fit leaves. Levels
+offer the sites in the order of their entropy (EASIER).
 """
 
 from __future__ import annotations
@@ -15,21 +14,19 @@ import torch
 from torch import Tensor
 
 from calibration.batchnorm import reestimate
-from calibration.statistics import Statistics, output_covariance
-from pipeline.compress.algebra import shape_of
+from calibration.statistics import Statistics
 from pipeline.compress.distance import distance
 from pipeline.compress.linearize import channel_dims, linearize
-from pipeline.compress.merge import merge, skip_addition
+from pipeline.compress.merge import merge
 from pipeline.compress.options import Option, most_saving, positions
 from pipeline.compress.refitting import refit_options
-from pipeline.compress.segments import Segment, segments
-from pipeline.compress.truncate import factors, full_rank, principal_basis, ranks, truncatable, truncate
+from pipeline.compress.segments import Segment, merge_span, segments
 from pipeline.model.edits import Edit, replay
 from pipeline.model.network import Network
-from pipeline.model.operators import layer_operator, milliseconds, operators
+from pipeline.model.operators import milliseconds
 from targets.cost import CostTable
 
-KINDS = ("merge", "truncate", "refit")
+KINDS = ("merge", "refit")
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,6 @@ def analyse(
             steps += _levels(base, statistics, merges, batches, damage_of, costs, progress)
         if "merge" in kinds:
             found += _measured_alone(base, merges, batches, damage_of, progress)
-    if "truncate" in kinds:
-        found += _truncations(base, batches, damage_of, costs, times, rejected, progress)
     if "refit" in kinds:
         found += refit_options(base, batches, damage_of, costs, times, rejected, progress)
     return Analysis(base_ms, tuple(steps), tuple(found), tuple(rejected))
@@ -147,15 +142,11 @@ def _merges(
                 )
             )
             continue
-        last = place[segment.layers[-1]]
-        if segment.skip:
-            end, source = base.node(segment.layers[-1]), base.node(segment.layers[0]).args[0]
-            last = place[skip_addition(end, source).name]
         found.append(
             Option(
                 "merge",
                 segment.layers[0],
-                (place[segment.layers[0]], last),
+                merge_span(base, segment, place),
                 segment.saving_ms,
                 0.0,
                 _edits_of(segment, statistics, dims),
@@ -187,7 +178,7 @@ def _measured_alone(
     for option in merges:
         progress(f"measuring the damage of merging {option.site}")
         edited = replay(base, option.edits)
-        reestimate(edited.graph, batches)
+        reestimate(edited.graph, batches, base.graph)
         found.append(replace(option, damage=damage_of(edited)))
     return found
 
@@ -210,62 +201,7 @@ def _levels(
             continue
         progress(f"measuring the damage of {len(chosen)} merges ({k} of {len(order)} sites linear)")
         edited = replay(base, [edit for option in chosen for edit in option.edits])
-        reestimate(edited.graph, batches)
+        reestimate(edited.graph, batches, base.graph)
         predicted_ms = sum(milliseconds(edited, costs).values())
         levels.append(Level(chosen, predicted_ms, damage_of(edited)))
     return levels
-
-
-def _truncations(
-    base: Network,
-    batches: Sequence[Tensor],
-    damage_of: Callable[[Network], float],
-    costs: CostTable,
-    times: Mapping[str, float],
-    rejected: list[tuple[str, str, str]],
-    progress: Callable[[str], None],
-) -> list[Option]:
-    editable = base.editable()
-    layers = [name for name, module in base.layers().items() if truncatable(module) and name in editable]
-    progress(f"measuring the output covariance of {len(layers)} layers")
-    covariances = output_covariance(base.graph, layers, batches)
-    maps = {row.name: row.operator for row in operators(base)}
-    found: list[Option] = []
-    place = positions(base)
-    for layer in layers:
-        mean, covariance, _ = covariances[layer]
-        vectors, values = principal_basis(covariance)
-        shape = shape_of(base.layer(layer))
-        savings = {}
-        for rank in ranks(full_rank(base.layer(layer))):
-            with torch.device("meta"):
-                reduce, expand = (part.module() for part in factors(shape, rank))
-            thin = costs.milliseconds(
-                layer_operator(reduce, maps[layer].in_size, maps[layer].out_size)
-            ) + costs.milliseconds(layer_operator(expand, maps[layer].out_size, maps[layer].out_size))
-            savings[rank] = times[layer] - thin
-        useful = [rank for rank, saving in savings.items() if saving > 0]
-        if not useful:
-            rejected.append(
-                ("truncate", layer, f"no rank makes two thin layers cheaper than the {times[layer]:.4f} ms of one")
-            )
-            continue
-        dropped = {rank: (values[rank:].sum() / values.sum().clamp_min(1e-30)).item() for rank in useful}
-        probe = min(useful, key=lambda r: abs(r - useful[-1] / 2))
-        progress(f"measuring the damage of truncating {layer} to rank {probe}")
-        cut = truncate(layer, probe, basis=vectors[:, :probe].clone(), mean=mean)
-        damage = damage_of(replay(base, [cut]))
-        scale = damage / max(dropped[probe], 1e-9)
-        found += [
-            Option(
-                "truncate",
-                layer,
-                (place[layer], place[layer]),
-                savings[rank],
-                scale * dropped[rank],
-                (truncate(layer, rank, basis=vectors[:, :rank].clone(), mean=mean),),
-                f"two thin layers of rank {rank} replace it",
-            )
-            for rank in useful
-        ]
-    return found

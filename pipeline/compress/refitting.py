@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from calibration.batchnorm import reestimate
 from calibration.regression import Regression, RegressionMoments
 from pipeline.compress.options import Option, positions
 from pipeline.compress.refit import Fitter, Form, Shape, forms, operators, refit, shape_of
@@ -102,30 +103,35 @@ def refit_options(
 
 
 def realise(
-    base: Network, options: Sequence[Option], batches: Sequence[Tensor], progress: Callable[[str], None] = print
+    base: Network,
+    options: Sequence[Option],
+    batches: Sequence[Tensor],
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Network:
-    """The network with the options applied in order, each refit fitted anew behind what was applied before it.
+    """The network with the options applied.
+
+    First what is no refit, all of it, with the norms re-estimated; then each refit in the order of the graph, fitted
+    behind everything else.
 
     Args:
         options: disjoint, in the order of the graph.
         batches: [B, ...] of calibration data.
     """
-    network, shapes = base, node_shapes(base)
+    network, shapes = base.copy(), node_shapes(base)
+    if others := [edit for option in options if option.region is None for edit in option.edits]:
+        network = replay(base, others)
+        reestimate(network.graph, batches, base.graph)
+    refits = [option for option in options if option.region is not None]
     passed: dict[str, str] = {}  # a node that went -> the node its readers read now
-    for number, option in enumerate(options, 1):
-        if option.region is None or option.form is None:
-            network = replay(network, option.edits)
-            continue
-        region = option.region
-        progress(f"fitting {option.site} ({number} of {len(options)})")
+    for number, option in enumerate(refits, 1):
+        region, shape = option.region, shape_of(option.region, shapes)
+        progress(f"fitting {option.site} ({number} of {len(refits)})")
         source = passed.get(region.source, region.source)
-        shape = shape_of(region, shapes)
-        regression = _between(network, source, base, region, shape, batches)
-        layers = Fitter(regression, shape).fit(option.form).layers
+        layers = Fitter(_between(network, source, base, region, shape, batches), shape).fit(option.form).layers
         if not layers:
             passed[region.end] = source
         network = replay(network, [refit(region, layers, skip=option.form.skip, source=source)])
-    return network if options else base.copy()
+    return network
 
 
 def _forms(shape: Shape) -> list[Form]:

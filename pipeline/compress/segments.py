@@ -73,6 +73,19 @@ def segments(network: Network, costs: CostTable) -> list[Segment]:
     return found
 
 
+def merge_span(network: Network, segment: Segment, place: Mapping[str, int]) -> tuple[int, int]:
+    """Positions in the graph of the first and the last node that merging a segment replaces.
+
+    Args:
+        place: of every node and layer, see `options.positions`.
+    """
+    first, last = place[segment.layers[0]], place[segment.layers[-1]]
+    if segment.skip:
+        addition = skip_addition(network.node(segment.layers[-1]), network.node(segment.layers[0]).args[0])
+        last = place[addition.name]
+    return first, last
+
+
 def _trunks(network: Network) -> list[list[fx.Node]]:
     calls = [node for node in network.graph.graph.nodes if node.op == "call_module"]
     editable = network.editable()
