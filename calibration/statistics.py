@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from calibration.moments import PairMoments, VectorMoments
+from calibration.moments import PairMoments
 from calibration.observe import Batch, observe
 from targets.errors import UsageError
 
@@ -268,30 +268,6 @@ def collect(
 
     samples = observe(module, sites, "input", batches, add, progress)
     return Statistics({site: accumulator.result(site, samples) for site, accumulator in seen.items()}, samples)
-
-
-class LayerMoments(NamedTuple):
-    """mean: [C] float64; covariance: [C, C] float64, divided by count; count: samples times positions."""
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
-
-
-def output_covariance(
-    module: nn.Module, layers: Sequence[str], batches: Iterable[Batch], *, progress: Callable[[int], None] | None = None
-) -> dict[str, LayerMoments]:
-    """Mean and covariance over samples and positions of the outputs of conv (dimension 1) and linear (last) layers.
-
-    Streamed in float64, in eval mode; arguments and errors as for `collect`.
-    """
-    moments = {layer: VectorMoments() for layer in layers}
-
-    def add(layer: str, part: nn.Module, output: Tensor) -> None:
-        moments[layer].add(_channels(output, -1 if isinstance(part, nn.Linear) else 1))
-
-    observe(module, layers, "output", batches, add, progress)
-    return {layer: LayerMoments(seen.mean, seen.covariance, seen.count) for layer, seen in moments.items()}
 
 
 def _channels(x: Tensor, dim: int | None) -> Tensor:

@@ -35,7 +35,6 @@ from torch import Tensor, fx
 from calibration.regression import Regression
 from pipeline.compress.algebra import LinearOperator
 from pipeline.compress.regions import Region
-from pipeline.compress.truncate import principal_basis
 from pipeline.model.edits import Edit, applies
 from pipeline.model.network import Network, add_beside, free_name, substitute
 
@@ -235,7 +234,15 @@ class _Solved:
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvectors and eigenvalues of what the dense solution gives, by falling eigenvalue, with a fixed sign."""
-        return principal_basis(self.weight @ self.regression.gram @ self.weight.T)
+        return _principal(self.weight @ self.regression.gram @ self.weight.T)
+
+
+def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors [C, C] of a covariance by falling eigenvalue, with a fixed sign, and the eigenvalues [C]."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+    return vectors * signs, values
 
 
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from networks.small import small
 
-from calibration.statistics import collect, output_covariance
+from calibration.statistics import collect
 from pipeline.compress.algebra import operator_of
 from pipeline.compress.linearize import channel_dims, linearize, sites
 from pipeline.compress.merge import merge
-from pipeline.compress.truncate import factors, principal_basis, truncate
+from pipeline.compress.truncate import factors, truncate
 from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
@@ -34,12 +34,10 @@ def base(x):
 def edits(base, x):
     statistics = collect(base.graph, sites(base), [x], channel_dims=channel_dims(base))
     fit = statistics["fused.act"]
-    mean, covariance, _ = output_covariance(base.graph, ["basic.conv2"], [x])["basic.conv2"]
-    basis = principal_basis(covariance)[0][:, :6].clone()
     return [
         linearize("fused.act", fit.slope, fit.intercept, 1),
         merge(FUSED, skip=True),
-        truncate("basic.conv2", 6, basis=basis, mean=mean),
+        truncate("basic.conv2", 6),
         truncate("hidden", 4),
     ]
 
@@ -97,12 +95,7 @@ def test_an_activation_that_is_always_on_or_off_is_replaced_exactly(base) -> Non
 def test_full_rank_truncation_is_the_identity(base, x, layer: str) -> None:
     operator = operator_of(base.layer(layer))
     full = min(operator.out_channels, operator.weight[0].numel())
-    mean, covariance, _ = output_covariance(base.graph, [layer], [x])[layer]
-    for edit in (
-        truncate(layer, full),
-        truncate(layer, operator.out_channels, basis=principal_basis(covariance)[0], mean=mean),
-    ):
-        assert (replay(base, [edit])(x) - base(x)).abs().max() <= 1e-5
+    assert (replay(base, [truncate(layer, full)])(x) - base(x)).abs().max() <= 1e-5
 
 
 def test_truncation_error_is_the_dropped_spectrum() -> None:
@@ -114,15 +107,3 @@ def test_truncation_error_is_the_dropped_spectrum() -> None:
         reduce, expand = factors(operator, rank)
         error = (expand.weight.flatten(1) @ reduce.weight.flatten(1) - operator.weight.flatten(1)).norm()
         assert error.item() == pytest.approx(values[rank:].square().sum().sqrt().item(), abs=1e-9)
-
-
-@torch.no_grad()
-def test_the_output_basis_loses_less_on_the_data_than_the_weights_own(base, x) -> None:
-    mean, covariance, _ = output_covariance(base.graph, ["basic.conv2"], [x])["basic.conv2"]
-    basis = principal_basis(covariance)[0][:, :4].clone()
-    reference = base(x)
-    losses = [
-        (replay(base, [edit])(x) - reference).square().mean()
-        for edit in (truncate("basic.conv2", 4, basis=basis, mean=mean), truncate("basic.conv2", 4))
-    ]
-    assert losses[0] < losses[1]
