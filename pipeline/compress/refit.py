@@ -41,7 +41,9 @@ from pipeline.model.network import Network, add_beside, free_name, substitute
 RIDGE = 1e-5  # of the mean variance of the features
 ROUNDS = 8  # of alternating least squares
 KERNELS = (1, 3, 5, 7)
-MOST_FEATURES = 2600  # input channels times taps that a fit may have: the Gram matrix is that squared
+# Input channels times taps that a fit may have, in place of one layer and of several: its Gram matrix is that squared.
+MOST_FEATURES, MOST_FEATURES_OF_SEVERAL = 2600, 1300
+WIDER = 2  # how much wider than the narrowest value inside a region may its ends be
 
 Kind = Literal["dense", "thin", "separable", "identity"]
 
@@ -95,7 +97,10 @@ class Shape:
 
 
 def shape_of(region: Region, shapes: dict[str, tuple[int, ...]]) -> Shape | None:
-    """The shape of a region, None where no linear layer can stand for it.
+    """The shape of a region, None where no linear layer can stand for it, or none that could be cheap.
+
+    A stretch is cut where it is narrow: one that begins or ends at a value much wider than those inside takes a layer
+    wider than they are.
 
     Args:
         shapes: name of a graph's node -> shape of its value, with the batch.
@@ -103,8 +108,13 @@ def shape_of(region: Region, shapes: dict[str, tuple[int, ...]]) -> Shape | None
     inside, out = shapes[region.source], shapes[region.end]
     if len(inside) != len(out) or len(out) not in (2, 3, 4):
         return None
+    channels = 1 if len(out) == 4 else -1
+    between = [shapes[name][channels] for name in region.between if len(shapes[name]) == len(out)]
+    if between and max(inside[channels], out[channels]) > WIDER * min(between):
+        return None
+    most = MOST_FEATURES if len(region.layers) == 1 else MOST_FEATURES_OF_SEVERAL
     if len(out) == 4:
-        widest = max(k for k in KERNELS if k == 1 or (k <= region.reach and inside[1] * k * k <= MOST_FEATURES))
+        widest = max(k for k in KERNELS if k == 1 or (k <= region.reach and inside[1] * k * k <= most))
         shape = Shape(inside[1], out[1], tuple(inside[2:]), tuple(out[2:]), False, widest)
     else:
         rows = [torch.Size(value[1:-1]).numel() for value in (inside, out)]

@@ -27,7 +27,7 @@ from targets.cost import CostTable
 from targets.operator import pointwise
 
 LEAST_SAVING = 0.005  # of the network's time; below it a refit is not worth looking at
-ROWS_A_FEATURE, LEAST_ROWS = 16, 16384  # observations a fit takes
+ROWS_A_FEATURE, LEAST_ROWS = 8, 16384  # observations a fit takes
 POWERS = (0.5, 4.0)  # of the residual that damage may rise with
 MOST_BYTES = 1 << 30  # of moments that are collected in one pass over the samples
 

@@ -27,6 +27,7 @@ class Region:
     Attributes:
         source, end: names of the graph's nodes whose values go in and come out; `source` is not part of it.
         nodes: names of the graph's nodes inside, in execution order; `end` is the last.
+        between: those of `nodes` that are layers whose values stay inside.
         layers: the convolutions and linear layers among them, by the user's names, at least one.
         span: positions of the first and the last node in the graph.
         reach: height of the input that one output looks at, in input pixels; 1 for tokens.
@@ -35,6 +36,7 @@ class Region:
     source: str
     end: str
     nodes: tuple[str, ...]
+    between: tuple[str, ...]
     layers: tuple[str, ...]
     span: tuple[int, int]
     reach: int
@@ -93,7 +95,10 @@ def _region(network: Network, source: fx.Node, inside: set[fx.Node], position: d
         ):  # side by side they reach less far; nobody minds a kernel too wide to be chosen
             reach += (layer.kernel_size[0] - 1) * layer.dilation[0] * step
             step *= layer.stride[0]
-    return Region(source.name, ordered[-1].name, tuple(node.name for node in ordered), layers, span, reach)
+    names = tuple(node.name for node in ordered)
+    last = next((node.name for node in reversed(ordered) if _is_layer(network, node)), None)
+    between = tuple(node.name for node in ordered if _is_layer(network, node) and node.name != last)
+    return Region(source.name, names[-1], names, between, layers, span, reach)
 
 
 def _is_layer(network: Network, node: fx.Node) -> bool:
