@@ -33,12 +33,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.dataset import Samples
 from calibration.statistics import Pool, SiteStatistics, Statistics, Zero, collect, entropy_bits
-from pipeline.compress.descent import Policy, descend, require_labels
+from pipeline.compress.descent import Policy
 from pipeline.compress.linearize import channel_dims, linearize, sites
 from pipeline.compress.split import with_own_rectifiers
 from pipeline.model import edits as edit_log
@@ -136,29 +135,6 @@ def remover(samples: Samples, replacement: Replacement = "affine") -> Callable[[
     return remove
 
 
-def retrain(
-    network: Network,
-    samples: Samples,
-    policy: Policy,
-    *,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> Network:
-    """A copy trained on the labels (cross-entropy) by the whole policy, as the paper does in every round.
-
-    Raises:
-        UsageError: DATA_UNLABELLED, the samples have no labels.
-    """
-    require_labels(samples, "training by a published policy")
-    trained = network.copy()
-
-    def loss(x: Tensor, y: Tensor | None) -> Tensor:
-        return F.cross_entropy(trained.graph(x), y)
-
-    descend(trained.graph, samples, policy, loss, checkpoint=checkpoint, progress=progress)
-    return trained
-
-
 @dataclass(frozen=True)
 class Round:
     """One round of `iterate`.
@@ -198,7 +174,7 @@ def iterate(
 
     Args:
         rank, remove: `by_entropy` and `remover`, or others.
-        train: returns the trained network; must keep the structure.
+        train: returns the trained network, as `descent.train` does by a policy; must keep the structure.
         quality: higher is better, in the unit of `tolerated_drop`.
         together: a round also removes every other rectifier whose entropy is exactly 0, as the authors' code does.
         checkpoint: a folder that keeps every round (edits and weights); those already there are read instead of run.

@@ -12,36 +12,25 @@ Layouts are the paper's: a k x k convolution keeps its kernel, stride and paddin
 1x1 factors [Cout, Cout]; a linear layer or 1x1 convolution is preceded by square factors [Cin, Cin]. Only the last
 factor has a bias, so merging is exact up to the border. Ours: factors as narrow as the layer's full rank, which allow
 the same products with fewer weights (`width="least"`); a start from a trained layer; stopping once the rate has become
-nothing; crops that are filled with zeros after the normalisation, the mean colour.
-
-Deterministic on the CPU: batches and augmentation are functions of (seed, step), so that a run that was killed and
-resumed from its checkpoint ends in the same bits.
+nothing; crops that are filled with zeros after the normalisation, the mean colour. `descent.train` does the training.
 
 needs: training, with labels. knobs: the number of factors, the weight decay.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import reduce
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch import nn
 
-from calibration.dataset import Samples
 from pipeline.compress.algebra import LinearOperator, composed, operator_of
-from pipeline.compress.recover import CHECKPOINT_SECONDS, Recovery, batch_of, resume, save, steps_of_a_pass
+from pipeline.compress.descent import Plateau, Policy
 from pipeline.compress.truncate import full_rank, truncatable
 from pipeline.model.network import Network
-from targets.errors import UsageError
-
-CROP = 4  # pixels by which an image is moved at most
 
 Width = Literal["paper", "least"]
 
@@ -132,158 +121,17 @@ def _chain(module: nn.Module, factors: int, width: Width) -> FactorChain:
     return FactorChain(*parts)
 
 
-@dataclass(frozen=True)
-class Training:
-    """Settings of supervised training.
-
-    Attributes:
-        epochs: passes over the samples at most; 0 leaves the network as it is.
-        batch: samples a step; what is left over at the end of an epoch waits for another.
-        rate, momentum: of SGD.
-        weight_decay: on every parameter; without it the factors put no pressure on rank.
-        label_smoothing: share of a label that is spread over all classes.
-        augment: flip images left to right and move them by up to four pixels.
-        patience, decay: after more than `patience` epochs without a better training accuracy the rate is multiplied
-            by `decay`.
-        least_rate: training ends when the rate falls below it.
-        seed: of the order of samples and of the augmentation.
-    """
-
-    epochs: int = 300
-    batch: int = 128
-    rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    label_smoothing: float = 0.1
-    augment: bool = False
-    patience: int = 15
-    decay: float = 0.1
-    least_rate: float = 1e-6
-    seed: int = 42
-
-
 # Of the authors' ResNet-20 and VGG-16 on CIFAR-10: best 92.33 % and 94.13 % with N = 2, 91.62 % and 93.61 % with N = 3.
-PRESETS: Mapping[str, Training] = {"lorita-cifar10": Training(augment=True)}
-
-
-def train(
-    network: Network,
-    samples: Samples,
-    settings: Training,
-    *,
-    checkpoint: Path | None = None,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> Network:
-    """Train a copy of `network` on labelled samples, on the GPU and in bfloat16 where there is one that has it.
-
-    Args:
-        network: as it is or factorized; its first output dimension after the batch is the classes.
-        checkpoint: where the state is kept every 20 s; an existing one is resumed from.
-        progress: called with (step, loss) after every step.
-
-    Returns:
-        The trained network in eval mode, with the same layers and edits.
-
-    Raises:
-        UsageError: DATA_UNLABELLED without labels; DATA_SHAPE to augment what are no images.
-    """
-    _require_trainable(samples, settings)
-    result = network.copy()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    mixed = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    graph = result.graph.to(device).train()
-    descent = _Descent.of(graph, settings)
-    optimizer = descent.optimizer
-    first = resume(checkpoint, graph, descent)
-    order, saved = Recovery(batch=settings.batch, seed=settings.seed), time.monotonic()
-    a_pass = steps_of_a_pass(samples, order)
-    for step in range(first, settings.epochs * a_pass):
-        if optimizer.param_groups[0]["lr"] < settings.least_rate:
-            break
-        x, y = batch_of(samples, order, step)
-        if settings.augment:
-            x = augmented(x, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
-        x, y = x.to(device), y.to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=mixed):
-            answer = graph(x)
-        loss = F.cross_entropy(answer.float(), y, label_smoothing=settings.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        descent.tally(answer.argmax(1) == y, last=(step + 1) % a_pass == 0)
-        progress(step + 1, loss.item())
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save(checkpoint, graph, descent, step + 1)
-            saved = time.monotonic()
-    graph.to("cpu").eval()
-    return result
-
-
-def _require_trainable(samples: Samples, settings: Training) -> None:
-    if not samples.has_labels:
-        raise UsageError(
-            "this training needs labels",
-            where=samples.name,
-            why="LoRITa trains a factorized network on class numbers, and the samples have none",
-            fix="give labelled samples, or a method that recovers without labels",
-            code="DATA_UNLABELLED",
-        )
-    if settings.augment and len(samples.shape) != 3:
-        raise UsageError(
-            "the samples cannot be augmented",
-            where=samples.name,
-            why=f"flips and crops are for images [C, H, W], a sample is {list(samples.shape)}",
-            fix="switch the augmentation off",
-            code="DATA_SHAPE",
-        )
-
-
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [N, C, H, W], each flipped left to right or not, and moved by up to four pixels with zeros behind."""
-    count, _, height, width = x.shape
-    flip = torch.rand(count, generator=generator) < 0.5
-    top, left = torch.randint(2 * CROP + 1, (2, count), generator=generator)
-    padded = F.pad(torch.where(flip[:, None, None, None], x.flip(3), x), (CROP,) * 4)
-    image = torch.arange(count)[:, None, None]
-    rows = (top[:, None] + torch.arange(height))[:, :, None]
-    columns = (left[:, None] + torch.arange(width))[:, None, :]
-    return padded[image, :, rows, columns].permute(0, 3, 1, 2).contiguous()
-
-
-@dataclass
-class _Descent:
-    """The optimiser, its plateau rule, and the samples seen and right in this epoch, as a checkpoint keeps them."""
-
-    optimizer: torch.optim.SGD
-    plateau: ReduceLROnPlateau
-    seen: int = 0
-    correct: int = 0
-
-    @staticmethod
-    def of(graph: nn.Module, settings: Training) -> _Descent:
-        optimizer = torch.optim.SGD(
-            graph.parameters(), settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-        return _Descent(
-            optimizer, ReduceLROnPlateau(optimizer, "max", factor=settings.decay, patience=settings.patience)
-        )
-
-    def tally(self, right: Tensor, *, last: bool) -> None:
-        """Count a batch's answers; at the `last` of an epoch its accuracy goes to the plateau rule."""
-        self.seen, self.correct = self.seen + right.numel(), self.correct + int(right.sum())
-        if last:
-            self.plateau.step(self.correct / self.seen)
-            self.seen = self.correct = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "plateau": self.plateau.state_dict(),
-            "seen": self.seen,
-            "correct": self.correct,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.plateau.load_state_dict(state["plateau"])
-        self.seen, self.correct = state["seen"], state["correct"]
+PRESETS: Mapping[str, Policy] = {
+    "lorita-cifar10": Policy(
+        epochs=300,
+        batch=128,
+        rate=0.01,
+        weight_decay=1e-3,
+        plateau=Plateau(patience=15),
+        label_smoothing=0.1,
+        augment=True,
+        seed=42,
+    )
+}
+"""The authors' training; the weight decay is what makes rank fall, without it the factors put no pressure on it."""

@@ -17,7 +17,7 @@ needs: training. knob: the slopes, and which activations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from calibration.dataset import Samples
 from pipeline.compress.collapse import collapse, pairs, slope_parameter, soften
-from pipeline.compress.descent import Policy, descend, require_labels, training_device
+from pipeline.compress.descent import Policy, Progress, descend, require_labels, training_device
 from pipeline.compress.distance import distance
 from pipeline.model.edits import replay
 from pipeline.model.network import Network
@@ -93,7 +93,7 @@ def melt(
     *,
     sites: Sequence[str] | None = None,
     checkpoint: Path | None = None,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Progress = lambda step, loss: None,
 ) -> Network:
     """A copy whose activations `sites` have been driven towards the identity while it trained; see `collapse` then.
 
@@ -118,13 +118,13 @@ def melt(
         slope.requires_grad_(settings.drive != "staircase")
     original = None if teacher is None else teacher.copy().graph.to(training_device()).eval()
 
-    def loss(x: Tensor, y: Tensor | None) -> Tensor:
-        answer = melted.graph(x)
+    def loss(x: Tensor, y: Tensor | None, step: int) -> Tensor:
+        answer = melted.graph(x).float()
         if original is None:
             task = F.cross_entropy(answer, y)
         else:
             with torch.no_grad():
-                target = original(x)
+                target = original(x).float()
             task = distance(target, answer, settings.classes)
         return task + settings.strength * penalty(slopes) if settings.drive == "penalty" else task
 
@@ -161,7 +161,7 @@ def melt_in_turn(
     *,
     tolerance: float = 0.05,
     checkpoint: Path | None = None,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Progress = lambda step, loss: None,
 ) -> Iterator[Network]:
     """Melt and collapse one candidate after the other, from the last to the first, as the paper does language models.
 

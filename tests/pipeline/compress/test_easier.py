@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 import pipeline.compress.descent as descent
 from calibration.dataset import Samples, open_samples
 from calibration.statistics import collect
-from pipeline.compress.descent import Policy
+from pipeline.compress.descent import Policy, train
 from pipeline.compress.easier import (
     POLICIES,
     Round,
@@ -29,7 +29,6 @@ from pipeline.compress.easier import (
     ranking,
     removal,
     remover,
-    retrain,
 )
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.split import shared, split, with_own_rectifiers
@@ -251,9 +250,9 @@ def test_together_removes_what_is_idle_with_the_lowest(base) -> None:
 def test_rounds_that_were_killed_resume_to_the_same_bits(base, samples, tmp_path: Path) -> None:
     trained = []
 
-    def train(network: Network) -> Network:
+    def retrained(network: Network) -> Network:
         trained.append(len(network.edits))
-        return retrain(network, samples, SHORT)
+        return train(network, samples, SHORT)
 
     def accuracy(network: Network) -> float:
         x, y = next(samples.batches(64))
@@ -262,7 +261,7 @@ def test_rounds_that_were_killed_resume_to_the_same_bits(base, samples, tmp_path
 
     def run(folder: Path | None):
         return iterate(
-            base, by_entropy(samples), remover(samples, "identity"), train, accuracy, math.inf, checkpoint=folder
+            base, by_entropy(samples), remover(samples, "identity"), retrained, accuracy, math.inf, checkpoint=folder
         )
 
     whole = list(islice(run(None), 4))
@@ -306,7 +305,7 @@ def test_training_by_a_policy_learns_the_labels_with_batch_statistics(base, samp
     losses: list[float] = []
     policy = Policy(epochs=12, batch=32, rate=0.05, weight_decay=1e-4, milestones=(10,))
     before = base.fingerprint()
-    trained = retrain(base, samples, policy, progress=lambda step, loss: losses.append(loss))
+    trained = train(base, samples, policy, progress=lambda step, loss: losses.append(loss))
     assert len(losses) == 24 and losses[-1] < 0.7 * losses[0]
     assert not trained.graph.training and base.fingerprint() == before
     norm = "fused.norm"
@@ -318,8 +317,8 @@ def test_training_that_was_killed_resumes_to_the_same_bits(
     augment: bool, base, samples, tmp_path: Path, monkeypatch
 ) -> None:
     policy = replace(SHORT, augment=augment)
-    whole = retrain(base, samples, policy)
-    assert retrain(base, samples, replace(policy, augment=not augment)).fingerprint() != whole.fingerprint()
+    whole = train(base, samples, policy)
+    assert train(base, samples, replace(policy, augment=not augment)).fingerprint() != whole.fingerprint()
     monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
 
     def die(step: int, loss: float) -> None:
@@ -327,15 +326,15 @@ def test_training_that_was_killed_resumes_to_the_same_bits(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        retrain(base, samples, policy, checkpoint=tmp_path / "state.pt", progress=die)
+        train(base, samples, policy, checkpoint=tmp_path / "state.pt", progress=die)
     assert torch.load(tmp_path / "state.pt")["step"] == 5
-    assert retrain(base, samples, policy, checkpoint=tmp_path / "state.pt").fingerprint() == whole.fingerprint()
+    assert train(base, samples, policy, checkpoint=tmp_path / "state.pt").fingerprint() == whole.fingerprint()
 
 
 def test_training_by_a_policy_needs_labels(base, x, tmp_path: Path) -> None:
     np.savez(tmp_path / "bare.npz", x=x.numpy())
     with pytest.raises(UsageError) as caught:
-        retrain(base, open_samples(tmp_path / "bare.npz"), SHORT)
+        train(base, open_samples(tmp_path / "bare.npz"), SHORT)
     assert caught.value.code == "DATA_UNLABELLED"
 
 

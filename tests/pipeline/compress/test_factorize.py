@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from networks.small import small
 from torch import nn
 
-import pipeline.compress.factorize as factorize_module
+import pipeline.compress.descent as descent
 from calibration.dataset import Samples, open_samples
 from pipeline.compress.algebra import operator_of
-from pipeline.compress.factorize import PRESETS, FactorChain, Training, augmented, factorized, merged, train
+from pipeline.compress.descent import Plateau, Policy, augmented, train
+from pipeline.compress.factorize import PRESETS, FactorChain, factorized, merged
 from pipeline.compress.truncate import full_rank, truncatable, truncate
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
@@ -44,6 +46,7 @@ def samples(x, tmp_path: Path) -> Samples:
     return open_samples(tmp_path / "x.npz")
 
 
+SHORT = Policy(epochs=6, batch=16, rate=0.01, weight_decay=1e-3, label_smoothing=0.1, seed=42)
 LAYERS = [
     (nn.Linear(12, 7), (5, 12), 3),
     (nn.Conv2d(5, 8, 3, 2, 1), (5, 11, 11), 3),
@@ -155,7 +158,7 @@ def test_more_factors_leave_fewer_directions_and_truncation_is_then_free(tmp_pat
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
     base = from_program(export_program(model.eval(), (torch.randn(2, 12),)))
-    recipe = Training(epochs=200, rate=0.05, weight_decay=1e-2, label_smoothing=0.0, patience=40)
+    recipe = Policy(200, 128, 0.05, weight_decay=1e-2, plateau=Plateau(40), seed=42)
     trained = {n: merged(train(factorized(base, n), samples, recipe)) for n in (1, 3)}
     live = {n: live_directions(network, "2") for n, network in trained.items()}
     assert live[3] < 0.5 * live[1]
@@ -168,7 +171,7 @@ def test_more_factors_leave_fewer_directions_and_truncation_is_then_free(tmp_pat
 def test_training_moves_norms_and_every_factor_and_keeps_the_original(base, samples) -> None:
     before, losses = base.fingerprint(), []
     chains = factorized(base, 2)
-    trained = train(chains, samples, Training(epochs=4, batch=16), progress=lambda step, loss: losses.append(loss))
+    trained = train(chains, samples, replace(SHORT, epochs=4), progress=lambda step, loss: losses.append(loss))
     assert len(losses) == 16 and base.fingerprint() == before and not trained.graph.training
     changed = {k: not torch.equal(v, chains.graph.state_dict()[k]) for k, v in trained.graph.state_dict().items()}
     assert all(changed.values()), [k for k, moved in changed.items() if not moved]
@@ -177,9 +180,9 @@ def test_training_moves_norms_and_every_factor_and_keeps_the_original(base, samp
 def test_a_killed_training_resumes_to_the_same_bits(base, samples, tmp_path: Path, monkeypatch) -> None:
     """In the middle of an epoch, with the count of right answers that the plateau rule needs."""
     chains = factorized(base, 2)
-    recipe = Training(epochs=6, batch=16, augment=True, patience=0, rate=0.05)
+    recipe = replace(SHORT, augment=True, plateau=Plateau(0), rate=0.05)
     whole = train(chains, samples, recipe)
-    monkeypatch.setattr(factorize_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
 
     def die_at_fifteen(step: int, loss: float) -> None:
         if step == 15:
@@ -190,16 +193,16 @@ def test_a_killed_training_resumes_to_the_same_bits(base, samples, tmp_path: Pat
     assert torch.load(tmp_path / "state.pt")["step"] == 14
     resumed = train(chains, samples, recipe, checkpoint=tmp_path / "state.pt")
     assert resumed.fingerprint() == whole.fingerprint()
-    assert train(chains, samples, Training(epochs=6, batch=16)).fingerprint() != whole.fingerprint()
+    assert train(chains, samples, replace(recipe, augment=False)).fingerprint() != whole.fingerprint()
 
 
 def test_training_ends_when_the_rate_has_become_nothing(base, samples) -> None:
     """A constant network never gets better: the rate falls by ten an epoch."""
     steps = []
-    recipe = Training(epochs=50, batch=32, rate=1e-5, patience=0, least_rate=1e-7)
+    recipe = replace(SHORT, epochs=50, batch=32, rate=1e-5, plateau=Plateau(0, least_rate=1e-7))
     train(base, samples, recipe, progress=lambda step, loss: steps.append(step))
     assert 2 * 3 <= steps[-1] < 50 * 2
-    assert train(base, samples, Training(epochs=0)).fingerprint() == base.fingerprint()
+    assert train(base, samples, replace(SHORT, epochs=0)).fingerprint() == base.fingerprint()
 
 
 def test_augmented_images_are_flipped_crops() -> None:
@@ -226,15 +229,15 @@ def test_augmented_images_are_flipped_crops() -> None:
 def test_the_published_recipe_is_a_preset() -> None:
     recipe = PRESETS["lorita-cifar10"]
     assert (recipe.rate, recipe.momentum, recipe.batch, recipe.weight_decay) == (0.01, 0.9, 128, 1e-3)
-    assert (recipe.label_smoothing, recipe.patience, recipe.decay, recipe.epochs) == (0.1, 15, 0.1, 300)
+    assert (recipe.label_smoothing, recipe.plateau, recipe.epochs) == (0.1, Plateau(15, 0.1, 1e-6), 300)
     assert recipe.augment and recipe.seed == 42
 
 
 def test_data_that_cannot_be_trained_on_is_refused(base, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((8, 3, 12, 12), np.float32))
     with pytest.raises(UsageError) as caught:
-        train(base, open_samples(tmp_path / "x.npz"), Training())
+        train(base, open_samples(tmp_path / "x.npz"), SHORT)
     assert caught.value.code == "DATA_UNLABELLED"
     with pytest.raises(UsageError) as caught:
-        train(base, low_rank_task(tmp_path / "task.npz"), Training(augment=True))
+        train(base, low_rank_task(tmp_path / "task.npz"), replace(SHORT, augment=True))
     assert caught.value.code == "DATA_SHAPE"

@@ -1,0 +1,115 @@
+"""Recovery: outputs come back, labels and blends are used as asked, and a kill makes no difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks.small import small
+
+import pipeline.compress.descent as descent
+from calibration.dataset import Samples, open_samples
+from pipeline.compress.analysis import divergence, run
+from pipeline.compress.recover import FRESH_PASSES, Recovery, recover
+from pipeline.compress.truncate import truncate
+from pipeline.model.edits import replay
+from pipeline.model.ingest import export_program, from_program
+from pipeline.model.network import Network
+
+SETTINGS = Recovery(steps=12, batch=32)
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def base(x: torch.Tensor) -> Network:
+    return from_program(export_program(small(), (x[:2],)))
+
+
+@pytest.fixture(scope="module")
+def student(base: Network) -> Network:
+    return replay(base, [truncate("fused.expand", 4)])
+
+
+@pytest.fixture
+def samples(x: torch.Tensor, tmp_path: Path) -> Samples:
+    np.savez(tmp_path / "x.npz", x=x.numpy(), y=np.arange(64) % 5)
+    return open_samples(tmp_path / "x.npz")
+
+
+@pytest.fixture
+def bare(x: torch.Tensor, tmp_path: Path) -> Samples:
+    np.savez(tmp_path / "bare.npz", x=x.numpy())
+    return open_samples(tmp_path / "bare.npz")
+
+
+def test_the_outputs_come_back_without_labels(base, student, bare, x) -> None:
+    losses: list[float] = []
+    before, teacher = student.fingerprint(), base.fingerprint()
+    recovered = recover(
+        student, base, bare, Recovery(steps=60, batch=32), progress=lambda step, loss: losses.append(loss)
+    )
+    reference = run(base, [x])
+    assert divergence(reference, run(recovered, [x]), True) < 0.5 * divergence(reference, run(student, [x]), True)
+    assert len(losses) == 60 and recovered.edits == student.edits and not recovered.graph.training
+    assert (student.fingerprint(), base.fingerprint()) == (before, teacher)
+
+
+def test_no_steps_leave_the_network_as_it_is(base, student, samples) -> None:
+    assert recover(student, base, samples, Recovery(steps=0)) is student
+
+
+@pytest.mark.parametrize("steps", [1, 7, 12, 400, 9999])
+@pytest.mark.parametrize("batch", [1, 7, 24, 1000])
+def test_there_are_as_many_steps_as_asked(samples, steps: int, batch: int) -> None:
+    assert Recovery(steps=steps, batch=batch).policy(samples).steps(samples) == steps
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, mixup=False, label_weight=0.5, seed=3)])
+def test_a_killed_recovery_resumes_to_the_same_bits(settings, base, student, samples, tmp_path, monkeypatch) -> None:
+    whole = recover(student, base, samples, settings)
+    monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
+
+    def die(step: int, loss: float) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(student, base, samples, settings, checkpoint=tmp_path / "state.pt", progress=die)
+    assert torch.load(tmp_path / "state.pt")["step"] == 7
+    resumed = recover(student, base, samples, settings, checkpoint=tmp_path / "state.pt")
+    assert resumed.fingerprint() == whole.fingerprint()
+    assert recover(student, base, samples, replace(settings, seed=1)).fingerprint() != whole.fingerprint()
+
+
+def test_norm_statistics_stay(base, student, samples) -> None:
+    recovered = recover(student, base, samples, SETTINGS)
+    for name, value in student.graph.state_dict().items():
+        if "running" in name:
+            assert torch.equal(recovered.graph.state_dict()[name], value)
+
+
+def test_labels_are_used_where_there_are_any_and_they_are_asked_for(base, student, samples, bare) -> None:
+    taught = recover(student, base, samples, SETTINGS)
+    without = recover(student, base, bare, SETTINGS)
+    assert taught.fingerprint() != without.fingerprint()
+    deaf = recover(student, base, samples, replace(SETTINGS, label_weight=0.0))
+    values = recover(student, base, samples, replace(SETTINGS, classes=False))
+    assert deaf.fingerprint() == without.fingerprint()
+    assert values.fingerprint() == recover(student, base, bare, replace(SETTINGS, classes=False)).fingerprint()
+
+
+def test_samples_are_blended_once_they_are_no_longer_fresh(base, student, bare) -> None:
+    fresh = replace(SETTINGS, steps=FRESH_PASSES * 2)
+    assert recover(student, base, bare, fresh).fingerprint() == (
+        recover(student, base, bare, replace(fresh, mixup=False)).fingerprint()
+    )
+    assert recover(student, base, bare, SETTINGS).fingerprint() != (
+        recover(student, base, bare, replace(SETTINGS, mixup=False)).fingerprint()
+    )
