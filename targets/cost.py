@@ -30,7 +30,7 @@ __all__ = ["CostTable", "Operator", "build"]
 FORMATS = ("tflite", "onnx")
 ALIKE = "scale"  # the class that prices an operator which the runtime fused wherever it was met
 COMMITTED = PROFILES / "costs"
-MODEL = 2  # of costs, in the tables' files; raise it with any change of `cost_model.terms`
+MODEL = 4  # of costs, in the tables' files; raise it with any change of `cost_model`'s terms or fit
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def _build(profile: Profile, format: str, progress: Callable[[str], None]) -> Co
     for operator, ms in learned:
         by_class.setdefault(cost_model.classify(operator, format), []).append((operator, ms))
     progress(f"fitting {len(by_class)} classes of operators")
-    classes = {name: cost_model.fit(name, timed, caches) for name, timed in sorted(by_class.items())}
+    bandwidth = profile.dram.bandwidth_gb_s if profile.dram else None
+    classes = {name: cost_model.fit(name, timed, caches, bandwidth) for name, timed in sorted(by_class.items())}
     what = f"{len(learned)} operators in random chains" if profile.kind == "emulator" else f"{len(learned)} operators"
     source = (
         f"{what} on {profile.title}, {beside.runtime}; error on {len(unseen)} others; "

@@ -5,7 +5,8 @@ channels `depth` at a time; a partial tile costs as much as a whole one. That ro
 multiplications, is what makes one width cheap and the next one dear, so the tile is part of what is fitted.
 
 Memory adds terms: weights come once from afar; beyond the first cache every row of tiles fetches them again; and of
-activations what a cache cannot hold comes from behind it.
+activations what a cache cannot hold comes from behind it. Few operators overflow the largest caches, so a byte past a
+cache is held to cost no more than memory takes to move it: what is not learned may not run away.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WIDE, NARROW = 8, 2  # output channels of XNNPACK's two float kernels on ARM64
 FLOAT = 4  # bytes
 Tile = tuple[int, int, int]
 Caches = tuple[float, ...]  # bytes of each level, the first first
-STREAMED = (*UNARY, "add", "mul", "scale", "transpose", "concat", "resize")
+STREAMED = (*UNARY, "add", "mul", "scale", "transpose", "transpose_copy", "concat", "resize")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def classify(operator: Operator, format: str) -> str:
     """
     kind = operator.kind
     if kind not in ("conv", "linear"):
+        if kind == "transpose" and operator.groups == 1:
+            return "transpose_copy"  # of one head: nothing changes places
         return "global_pool" if operator.is_global_pool else kind
     strided = "_strided" if format == "onnx" and operator.stride != (1, 1) else ""
     if operator.is_depthwise:
@@ -117,11 +120,30 @@ def terms(name: str, operator: Operator, tile: Tile, caches: Caches) -> tuple[fl
     )
 
 
-def fit(name: str, timed: Sequence[tuple[Operator, float]], caches: Caches) -> ClassModel:
+def overflows(name: str, caches: Caches) -> int:
+    """How many of the class's terms, the last ones, count bytes past a cache."""
+    if name in STREAMED:
+        return len(caches)
+    if name == "matmul":
+        return 0
+    spills = len(caches[1:])
+    if name == "global_pool":
+        return spills
+    pooled = name in ("pool", "max_pool") or name.startswith("depthwise")
+    return spills + len(caches[:1] if pooled else caches)
+
+
+def fit(
+    name: str, timed: Sequence[tuple[Operator, float]], caches: Caches, bandwidth_gb_s: float | None = None
+) -> ClassModel:
     """Fit class `name` to (operator, milliseconds) pairs by non-negative least squares of the relative error.
 
     The tile is the one with the least error.
+
+    Args:
+        bandwidth_gb_s: of memory; bounds what a byte past a cache costs.
     """
+    dearest = None if bandwidth_gb_s is None else 1e-6 / bandwidth_gb_s  # milliseconds a byte
     if name in STREAMED:
         tilings = [(1, 1, 1)]
     elif name in ("pool", "max_pool") or name.startswith("depthwise"):
@@ -130,7 +152,7 @@ def fit(name: str, timed: Sequence[tuple[Operator, float]], caches: Caches) -> C
         tilings = [(rows, columns, 1) for rows in range(1, 9) for columns in (*COLUMNS, 32, 64)]
     else:
         tilings = list(itertools.product(ROWS, COLUMNS, DEPTH))
-    fits = (_least_squares(name, timed, tile, caches) for tile in tilings)
+    fits = (_least_squares(name, timed, tile, caches, dearest) for tile in tilings)
     _, tile, weights = min(fits, key=lambda found: found[0])
     return ClassModel(tile, weights, len(timed))
 
@@ -140,17 +162,23 @@ def _dot(weights: Sequence[float], values: Sequence[float]) -> float:
 
 
 def _least_squares(
-    name: str, timed: Sequence[tuple[Operator, float]], tile: Tile, caches: Caches
+    name: str, timed: Sequence[tuple[Operator, float]], tile: Tile, caches: Caches, dearest: float | None
 ) -> tuple[float, Tile, tuple[float, ...]]:
     """(residual, tile, weights) of one tile."""
     import numpy
-    from scipy.optimize import nnls
+    from scipy.optimize import lsq_linear, nnls
 
     matrix = numpy.array([terms(name, operator, tile, caches) for operator, _ in timed], dtype=float)
     matrix /= numpy.array([ms for _, ms in timed])[:, None]
     scale = matrix.max(axis=0)
     scale[scale == 0] = 1.0  # a cache that nothing overflows
     weights, residual = nnls(matrix / scale, numpy.ones(len(timed)))
+    bytes_ = overflows(name, caches)
+    if dearest is not None and bytes_ and (weights[-bytes_:] > dearest * scale[-bytes_:]).any():
+        most = numpy.full(len(scale), numpy.inf)
+        most[-bytes_:] = dearest * scale[-bytes_:]
+        weights = lsq_linear(matrix / scale, numpy.ones(len(timed)), (0, most), method="bvls").x.clip(min=0)
+        residual = float(numpy.linalg.norm(matrix / scale @ weights - 1))
     return float(residual), tile, tuple(float(weight) for weight in weights / scale)
 
 
