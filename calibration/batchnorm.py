@@ -91,5 +91,6 @@ def _observed(module: nn.Module | None, norms: Mapping[str, _BatchNorm]) -> Iter
             )
             restore.callback(hook.remove)
             restore.callback(setattr, part, "momentum", part.momentum)
+            restore.callback(part.num_batches_tracked.copy_, part.num_batches_tracked.clone())
             part.training, part.momentum = True, 0.0
         yield moments

@@ -77,20 +77,23 @@ class RegressionMoments:
 
     Args:
         kernel, stride: of the patches; padding is kernel // 2. Tokens take 1 and 1.
+        tokens: an observation is a vector along the last dimension.
         positions: at most so many output positions of a sample are looked at, drawn at random; None for all.
         seed: of the draw; the same for every sample, so that two networks are compared at the same places.
     """
 
-    def __init__(self, kernel: int, stride: int, positions: int | None = None, seed: int = 0) -> None:
-        self.kernel, self.stride, self.positions, self.seed = kernel, stride, positions, seed
+    def __init__(
+        self, kernel: int, stride: int, positions: int | None = None, seed: int = 0, *, tokens: bool = False
+    ) -> None:
+        self.kernel, self.stride, self.positions, self.seed, self.tokens = kernel, stride, positions, seed, tokens
         self.moments, self.outputs = VectorMoments(), 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x, y: [N, C, H, W] and [N, O, H', W'], or [N, ..., C] and [N, ..., O]."""
-        if x.ndim == 4 and y.ndim == 4:
-            rows, out = self._patches(x, y.shape[2:]), self.sampled(y)
-        else:
+        if self.tokens:
             rows, out = x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1]).T
+        else:
+            rows, out = self._patches(x, y.shape[2:]), self.sampled(y)
         self.outputs = len(out)
         for part, answers in zip(rows.split(CHUNK // len(rows), 1), out.split(CHUNK // len(rows), 1), strict=True):
             self.moments.add(torch.cat([part, answers]))

@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """In the order they apply to the original, each fitted on the original alone."""
+        """As planned, each fitted on the original alone; `refitting.realise` applies a plan."""
         return tuple(edit for option in self.options for edit in option.edits)
 
     @property

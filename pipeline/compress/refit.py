@@ -8,7 +8,7 @@ with an affine g, a small ridge, and the second moments of `calibration.regressi
 moments serves every form of a region:
 
     k x k         W = B^T (G + ridge)^-1 for Gram matrix G and cross moments B, narrowed to the centre for smaller k
-    thin          two thin layers of rank r: with V the leading r eigenvectors of W G W^T, V (V^T W) (reduced-rank
+    thin          two thin layers of rank r: with V the leading r eigenvectors of W B, V (V^T W) (reduced-rank
                   regression, Izenman 1975); its residual is W's plus the eigenvalues left out
     separable     depthwise k x k, then pointwise: W[o, c, t] = P[o, c] D[c, t], alternating least squares
     identity      the region goes, its input passes; for regions that keep the shape
@@ -24,6 +24,7 @@ needs: data. knob: the form.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,18 +107,19 @@ def shape_of(region: Region, shapes: dict[str, tuple[int, ...]]) -> Shape | None
         shapes: name of a graph's node -> shape of its value, with the batch.
     """
     inside, out = shapes[region.source], shapes[region.end]
-    if len(inside) != len(out) or len(out) not in (2, 3, 4):
+    maps = len(inside) == len(out) == 4 and region.tokens is False
+    if not maps and not (region.tokens and len(inside) == len(out) > 1):
         return None
-    channels = 1 if len(out) == 4 else -1
+    channels = 1 if maps else -1
     between = [shapes[name][channels] for name in region.between if len(shapes[name]) == len(out)]
     if between and max(inside[channels], out[channels]) > WIDER * min(between):
         return None
     most = MOST_FEATURES if len(region.layers) == 1 else MOST_FEATURES_OF_SEVERAL
-    if len(out) == 4:
+    if maps:
         widest = max(k for k in KERNELS if k == 1 or (k <= region.reach and inside[1] * k * k <= most))
         shape = Shape(inside[1], out[1], tuple(inside[2:]), tuple(out[2:]), False, widest)
     else:
-        rows = [torch.Size(value[1:-1]).numel() for value in (inside, out)]
+        rows = [math.prod(value[1:-1]) for value in (inside, out)]
         shape = Shape(inside[-1], out[-1], (rows[0], 1), (rows[1], 1), True, 1)
     return shape if shape.linear else None
 
@@ -176,9 +178,15 @@ class Fitter:
     def __init__(self, regression: Regression, shape: Shape) -> None:
         self.regression, self.shape = regression, shape
         self._solved: dict[tuple[int, bool], _Solved] = {}
+        self._fits: dict[Form, Fit] = {}
 
     def fit(self, form: Form) -> Fit:
         """The best layers of a form."""
+        if form not in self._fits:
+            self._fits[form] = self._fit(form)
+        return self._fits[form]
+
+    def _fit(self, form: Form) -> Fit:
         if form.kind == "identity":
             return Fit((), self._passing())
         solved = self._dense(form)
@@ -243,8 +251,9 @@ class _Solved:
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvectors and eigenvalues of what the dense solution gives, by falling eigenvalue, with a fixed sign."""
-        return _principal(self.weight @ self.regression.gram @ self.weight.T)
+        """Eigenvectors and eigenvalues of what the dense solution explains, by falling eigenvalue."""
+        explained = self.weight @ self.regression.cross
+        return _principal((explained + explained.T) / 2)
 
 
 def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,7 +297,8 @@ def refit(region: Region, layers: tuple[LinearOperator, ...], *, skip: bool = Fa
         source: the node that feeds the region by now, where an earlier edit removed the one it was found with.
     """
     facts = [
-        {"stride": one.stride, "padding": one.padding, "groups": one.groups, "tokens": one.tokens} for one in layers
+        {"stride": list(one.stride), "padding": list(one.padding), "groups": one.groups, "tokens": one.tokens}
+        for one in layers
     ]
     tensors = {f"weight{i}": one.weight.float() for i, one in enumerate(layers)}
     tensors |= {f"bias{i}": one.bias.float() for i, one in enumerate(layers)}

@@ -8,21 +8,21 @@ with a sum takes the skip into that bargain.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from calibration.batchnorm import reestimate
 from calibration.regression import Regression, RegressionMoments
-from pipeline.compress.options import Option, positions
+from pipeline.compress.options import Option
 from pipeline.compress.refit import Fitter, Form, Shape, forms, operators, refit, shape_of
 from pipeline.compress.regions import Region, regions
 from pipeline.compress.taps import Taps
 from pipeline.compress.truncate import ranks
 from pipeline.model.edits import replay
 from pipeline.model.network import Network
-from pipeline.model.operators import describe, fused_behind, layer_operator, node_shapes
+from pipeline.model.operators import describe, fuses, layer_operator, node_shapes, rectifiers_behind
 from targets.cost import CostTable
 from targets.operator import pointwise
 
@@ -51,13 +51,9 @@ def refit_options(
         shape = shape_of(region, shapes)
         if shape is None:
             continue
-        before, behind = _milliseconds_of(region, base, times)
-        savings = {
-            form: before
-            - _milliseconds_as(form, shape, costs)
-            + (0.0 if form.skip or form.kind == "identity" else behind)
-            for form in _forms(shape)
-        }
+        rectified = _rectified(region, shape, base, costs)
+        before = _milliseconds_of(region, base, times)
+        savings = {form: before - _milliseconds_as(form, shape, costs) + rectified(form) for form in _forms(shape)}
         useful = {form: saving for form, saving in savings.items() if saving > LEAST_SAVING * sum(times.values())}
         if useful:
             wanted[region] = shape, useful
@@ -73,7 +69,6 @@ def refit_options(
             )
     progress(f"least squares for {len(wanted)} regions")
     found: list[Option] = []
-    place = positions(base)
     for region, regression in _moments(base, {region: shape for region, (shape, _) in wanted.items()}, batches):
         shape, savings = wanted[region]
         fitter = Fitter(regression, shape)
@@ -90,7 +85,7 @@ def refit_options(
                 Option(
                     "refit",
                     region.site,
-                    (place[region.nodes[0]], place[region.end]),
+                    region.span,
                     savings[form],
                     damages[form],
                     (refit(region, fitter.fit(form).layers, skip=form.skip),),
@@ -138,14 +133,23 @@ def _forms(shape: Shape) -> list[Form]:
     return list(forms(shape, ranks(min(shape.in_channels, shape.out_channels))))
 
 
-def _milliseconds_of(region: Region, network: Network, times: Mapping[str, float]) -> tuple[float, float]:
-    """What a region takes, and the rectifier behind it that fuses into a layer but not into a sum."""
+def _milliseconds_of(region: Region, network: Network, times: Mapping[str, float]) -> float:
+    inside = set(region.nodes)
+    nodes = (node for node in network.graph.graph.nodes if node.name in inside)
+    return sum(times.get(node.target if node.op == "call_module" else node.name, 0.0) for node in nodes)
 
-    def total(names: Iterable[str]) -> float:
-        nodes = (node for node in network.graph.graph.nodes if node.name in set(names))
-        return sum(times.get(node.target if node.op == "call_module" else node.name, 0.0) for node in nodes)
 
-    return total(region.nodes), total(fused_behind(network, region.end))
+def _rectified(region: Region, shape: Shape, network: Network, costs: CostTable) -> Callable[[Form], float]:
+    """What a form saves on the rectifiers behind a region, which fuse into a layer but not into a sum."""
+    count = len(rectifiers_behind(network, region.end))
+    each = count * costs.milliseconds(pointwise("clamp", shape.out_channels, shape.out_size)) if count else 0.0
+    fused, passing = fuses(network, region.end), fuses(network, region.source)
+
+    def saved(form: Form) -> float:
+        fuses_then = passing if form.kind == "identity" else not form.skip
+        return each * (fuses_then - fused)
+
+    return saved
 
 
 def _milliseconds_as(form: Form, shape: Shape, costs: CostTable) -> float:
@@ -169,7 +173,7 @@ def _curve(
     is measured badly.
     """
     ordered = sorted(forms_, key=residuals.__getitem__)
-    worst, middle = ordered[-1], ordered[len(ordered) // 2 - (len(ordered) > 1)]
+    worst, middle = ordered[-1], ordered[(len(ordered) - 1) // 2]
     most = measured(worst)
     if residuals[middle] >= residuals[worst]:
         return dict.fromkeys(forms_, most)
@@ -215,7 +219,7 @@ def _moments(
         if group and size + bytes_ > MOST_BYTES:
             yield from _collected(base, group, batches)
             group, size = {}, 0
-        group[region] = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples))
+        group[region] = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples), tokens=shape.tokens)
         size += bytes_
     if group:
         yield from _collected(base, group, batches)
@@ -248,7 +252,7 @@ def _between(
 ) -> Regression:
     """From what the edited network feeds the region to what the original gives there."""
     samples = sum(len(batch) for batch in batches)
-    moments = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples))
+    moments = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples), tokens=shape.tokens)
     seen: list[Tensor] = []
 
     def see(name: str, value: Tensor) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 
 from pipeline.compress.algebra import is_layer
@@ -30,6 +31,7 @@ class Region:
         between: those of `nodes` that are layers whose values stay inside.
         layers: the convolutions and linear layers among them, by the user's names, at least one.
         span: positions of the first and the last node in the graph.
+        tokens: its first and last layer work on the last dimension; False: on maps. None: one does, one does not.
         reach: height of the input that one output looks at, in input pixels; 1 for tokens.
     """
 
@@ -39,6 +41,7 @@ class Region:
     between: tuple[str, ...]
     layers: tuple[str, ...]
     span: tuple[int, int]
+    tokens: bool | None
     reach: int
 
     @property
@@ -69,18 +72,30 @@ def regions(network: Network) -> list[Region]:
 
 def _around(end: fx.Node, position: dict[fx.Node, int], network: Network) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
     """Every (source, nodes inside) that comes out at `end`, the shortest first."""
-    inside, outside, layers = {end}, set(end.all_input_nodes), int(_is_layer(network, end))
+    inside, outside, layers = {end}, _values_of(end), int(_is_layer(network, end))
     while outside:
         if len(outside) == 1:
             yield next(iter(outside)), set(inside)
         nearest = max(outside, key=position.__getitem__)
         layers += _is_layer(network, nearest)
         read_elsewhere = not inside.issuperset(nearest.users)
-        if layers > LONGEST or read_elsewhere or nearest.op not in ("call_module", "call_function"):
+        if layers > LONGEST or read_elsewhere or not _computes(nearest):
             return
         outside.remove(nearest)
         inside.add(nearest)
-        outside |= {node for node in nearest.all_input_nodes if node not in inside}
+        outside |= _values_of(nearest) - inside
+
+
+def _values_of(node: fx.Node) -> set[fx.Node]:
+    """What a node reads, without the network's own constants."""
+    return {value for value in node.all_input_nodes if value.op != "get_attr"}
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a node may go with its region: not the network's input, and nothing that writes over what it reads."""
+    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        return not node.target._schema.is_mutable
+    return node.op in ("call_module", "call_function")
 
 
 def _region(network: Network, source: fx.Node, inside: set[fx.Node], position: dict[fx.Node, int]) -> Region:
@@ -98,7 +113,9 @@ def _region(network: Network, source: fx.Node, inside: set[fx.Node], position: d
     names = tuple(node.name for node in ordered)
     last = next((node.name for node in reversed(ordered) if _is_layer(network, node)), None)
     between = tuple(node.name for node in ordered if _is_layer(network, node) and node.name != last)
-    return Region(source.name, names[-1], names, between, layers, span, reach)
+    ends = {isinstance(network.layer(name), nn.Linear) for name in (*layers[:1], *layers[-1:])}
+    tokens = ends.pop() if len(ends) == 1 else None
+    return Region(source.name, names[-1], names, between, layers, span, tokens, reach)
 
 
 def _is_layer(network: Network, node: fx.Node) -> bool:
@@ -111,7 +128,7 @@ def _gives(network: Network, node: fx.Node) -> bool:
         return is_layer(network.layer(node.target)) or isinstance(
             network.layer(node.target), (nn.BatchNorm1d, nn.BatchNorm2d)
         )
-    return node.op == "call_function" and node.target in ADDITIONS
+    return node.op == "call_function" and node.target in ADDITIONS and _computes(node)
 
 
 def _takes(network: Network, source: fx.Node, inside: set[fx.Node]) -> bool:

@@ -24,7 +24,7 @@ from pipeline.compress.algebra import (
 from pipeline.compress.linearize import RECTIFIERS
 from pipeline.compress.merge import skip_addition
 from pipeline.model.network import Network, probe_shapes
-from pipeline.model.operators import describe, layer_operator, milliseconds, operators
+from pipeline.model.operators import describe, layer_operator, milliseconds, operators, rectifiers_behind
 from targets.cost import CostTable
 
 LONGEST = 6  # layers in one segment; longer ones have kernels no target is fast at
@@ -40,7 +40,7 @@ class Segment:
         layers: names of the chain in execution order, layers, norms and rectifiers.
         sites: the rectifiers among them.
         skip: the chain's own input is added to its output, and the merged layer absorbs that.
-        before_ms, after_ms: predicted time of the chain and of the merged layer.
+        before_ms, after_ms: predicted time of the chain, with what fuses behind it once it is merged, and of the layer.
         moves_padding: merging changes the function near the border.
         becomes: the merged layer in words.
     """
@@ -166,6 +166,7 @@ def _from(
         skip = addition is not None and takes_skip(merged)
         if skip:
             before += times.get(addition.name, 0.0)
+            before += sum(times.get(name, 0.0) for name in rectifiers_behind(network, addition.name))
         found.append(
             Segment(
                 trunk[0].target,

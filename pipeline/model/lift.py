@@ -9,7 +9,7 @@ for a second call), so that a shared activation module is split into one site a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ def lift(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, dict[st
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
             continue
+        if node.target in _PLAIN and not _written_value_is_read(node):
+            node.target = _PLAIN[node.target]
         lifter = _LIFTERS.get(node.target)
         built = lifter(module, node) if lifter and not _changes_what_others_read(node) else None
         if built is None:
@@ -240,15 +242,36 @@ def _copy_attribute(module: nn.Module, root: nn.Module, path: str) -> None:
         root.register_buffer(leaf, value.detach().clone())
 
 
+# `x += y` as the sum it is: an operator that writes over its input stays in the graph when nothing reads it any more.
+_PLAIN = {aten.add_.Tensor: aten.add.Tensor, aten.mul_.Tensor: aten.mul.Tensor, aten.sub_.Tensor: aten.sub.Tensor}
+
+
+def _written_value_is_read(node: fx.Node) -> bool:
+    """Whether what an in-place operator writes over is a view, has views, or is read again behind it."""
+    source = node.args[0]
+    others = [user for user in source.users if user is not node]
+    behind = set(_behind(node))
+    return not node.users or _is_view(source) or any(user in behind or _is_view(user) for user in others)
+
+
+def _behind(node: fx.Node) -> Iterator[fx.Node]:
+    while node.op != "root":
+        yield node
+        node = node.next
+
+
+def _is_view(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and any(
+        value.alias_info is not None and not value.alias_info.is_write for value in node.target._schema.returns
+    )
+
+
 def _changes_what_others_read(node: fx.Node) -> bool:
     """An in-place operator whose input, or what that is a view of, is read again: it must stay as it is."""
     if not str(node.target).split(".")[1].endswith("_"):
         return False
     source = node.args[0]
-    is_view = isinstance(source.target, torch._ops.OpOverload) and any(
-        value.alias_info is not None and not value.alias_info.is_write for value in source.target._schema.returns
-    )
-    return is_view or not node.users or len(source.users) > 1
+    return _is_view(source) or not node.users or len(source.users) > 1
 
 
 def _owner(weight: str) -> str:

@@ -158,13 +158,16 @@ def node_shapes(network: Network) -> dict[str, tuple[int, ...]]:
     return {node.name: shape for node, shape in _Shapes(network.graph).record(network.example).items()}
 
 
-def fused_behind(network: Network, name: str) -> list[str]:
-    """Names of the rectifiers that read the value of a node and cost something there, but nothing behind a layer."""
+def fuses(network: Network, name: str) -> bool:
+    """Whether a rectifier behind a node costs nothing: a layer gives its value, or one with a norm or a rectifier."""
+    return _is_layer_call(network, next(node for node in network.graph.graph.nodes if node.name == name))
+
+
+def rectifiers_behind(network: Network, name: str) -> list[str]:
+    """Layers that read the value of a node and cost nothing where it `fuses`."""
     node = next(node for node in network.graph.graph.nodes if node.name == name)
-    if _is_layer_call(network, node):
-        return []
-    calls = [user for user in node.users if user.op == "call_module"]
-    return [user.name for user in calls if isinstance(network.layer(user.target), FUSED)]
+    calls = [user.target for user in node.users if user.op == "call_module"]
+    return [call for call in calls if isinstance(network.layer(call), FUSED)]
 
 
 def layer_operator(module: nn.Module, in_size: tuple[int, int], out_size: tuple[int, int]) -> Operator:

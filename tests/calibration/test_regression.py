@@ -178,7 +178,7 @@ def test_tokens_are_observations(seed, between) -> None:
     x = torch.randn(6, *between, 3, generator=generator, dtype=torch.float64)
     weight, bias = torch.randn(2, 3, generator=generator).double(), torch.randn(2, generator=generator).double()
     noise = torch.randn(6, *between, 2, generator=generator, dtype=torch.float64)
-    moments = RegressionMoments(1, 1)
+    moments = RegressionMoments(1, 1, tokens=True)
     moments.add(x[:2], (x @ weight.T + bias + noise)[:2])
     moments.add(x[2:], (x @ weight.T + bias + noise)[2:])
     found = moments.regression

@@ -53,7 +53,7 @@ def values(network: Network, x: Tensor, *names: str) -> list[Tensor]:
 
 def fitter_of(network: Network, region: Region, x: Tensor) -> Fitter:
     shape = shape_of(region, node_shapes(network))
-    moments = RegressionMoments(shape.kernel, shape.stride)
+    moments = RegressionMoments(shape.kernel, shape.stride, tokens=shape.tokens)
     moments.add(*values(network, x, region.source, region.end))
     return Fitter(moments.regression, shape)
 
@@ -287,7 +287,7 @@ def random_fitter(seed: int, inputs: int, outputs: int, rows: int = 60) -> tuple
     x = torch.randn(rows, inputs, generator=generator, dtype=torch.float64) @ mix + 1
     y = x @ torch.randn(inputs, outputs, generator=generator, dtype=torch.float64)
     y = y + torch.randn(rows, outputs, generator=generator, dtype=torch.float64)
-    moments = RegressionMoments(1, 1)
+    moments = RegressionMoments(1, 1, tokens=True)
     moments.add(x, y)
     return Fitter(moments.regression, Shape(inputs, outputs, (1, 1), (1, 1), True, 1)), x, y
 
@@ -330,7 +330,7 @@ def test_nothing_in_the_place_leaves_the_difference(seed, channels) -> None:
 def test_a_channel_that_never_moves_does_no_harm() -> None:
     x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x[:, 1] = 2.0
-    moments = RegressionMoments(1, 1)
+    moments = RegressionMoments(1, 1, tokens=True)
     moments.add(x, x @ torch.ones(3, 2, dtype=torch.float64))
     fit = Fitter(moments.regression, Shape(3, 2, (1, 1), (1, 1), True, 1)).fit(Form("dense"))
     torch.testing.assert_close(through(fit.layers, x), x @ torch.ones(3, 2, dtype=torch.float64), rtol=1e-4, atol=1e-4)
@@ -342,11 +342,14 @@ def test_where_no_linear_layer_fits_the_shape_there_is_none() -> None:
     assert shape_of(region, {"a": (2, 4, 4, 4), "b": (2, 4, 8, 8)}) is None  # grows
     assert shape_of(region, {"a": (2, 4, 8, 8), "b": (2, 4, 4, 8)}) is None  # by halves in one direction
     assert shape_of(region, {"a": (2, 4, 8, 8), "b": (2, 10)}) is None  # maps become vectors
-    assert shape_of(region, {"a": (2, 9, 4), "b": (2, 1, 4)}) is None  # tokens are pooled
+    tokens = replace(region, tokens=True)
+    assert shape_of(tokens, {"a": (2, 9, 4), "b": (2, 1, 4)}) is None  # tokens are pooled
     halved = shape_of(region, {"a": (2, 4, 9, 7), "b": (2, 6, 5, 4)})
     assert (halved.stride, halved.kernel, halved.kept) == (2, 3, False)
     assert shape_of(region, {"a": (2, 300, 8, 8), "b": (2, 300, 8, 8)}).kernel == 1  # too many features for 3 x 3
-    assert shape_of(region, {"a": (2, 9, 4), "b": (2, 9, 6)}) == Shape(4, 6, (9, 1), (9, 1), True, 1)
+    assert shape_of(tokens, {"a": (2, 9, 4), "b": (2, 9, 6)}) == Shape(4, 6, (9, 1), (9, 1), True, 1)
+    assert shape_of(tokens, {"a": (2, 3, 3, 4), "b": (2, 3, 3, 6)}) == Shape(4, 6, (9, 1), (9, 1), True, 1)
+    assert shape_of(replace(region, tokens=None), {"a": (2, 4, 8, 8), "b": (2, 4, 8, 8)}) is None  # maps and tokens
 
 
 @pytest.mark.parametrize("kind", BENT)
@@ -533,7 +536,7 @@ def test_merges_and_refits_are_applied_together(x, costs) -> None:
         for n, name in ((made, refitted.region.source), (network, refitted.region.end), (made, refitted.region.end))
     )
     shape = shape_of(refitted.region, node_shapes(network))
-    moments = RegressionMoments(shape.kernel, shape.stride)
+    moments = RegressionMoments(shape.kernel, shape.stride, tokens=shape.tokens)
     moments.add(entering, wanted)
     best = Fitter(moments.regression, shape).fit(Form("dense", 3)).residual
     assert squared_error(got, wanted) == pytest.approx(best, rel=1e-4)  # fitted behind the merge, to the original

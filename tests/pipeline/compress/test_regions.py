@@ -65,6 +65,11 @@ def network(request) -> Network:
     return from_program(export_program(build(), (torch.randn(2, 3, side, side),)))
 
 
+def values_of(node: fx.Node) -> list[fx.Node]:
+    """What a node reads, without the network's own constants."""
+    return [value for value in node.all_input_nodes if value.op != "get_attr"]
+
+
 def layers_of(network: Network, nodes: list[fx.Node]) -> tuple[str, ...]:
     return tuple(n.target for n in nodes if n.op == "call_module" and is_layer(network.layer(n.target)))
 
@@ -76,7 +81,7 @@ def test_what_a_region_computes_is_read_at_its_end_alone(network) -> None:
     assert found
     for region in found:
         inside = [nodes[name] for name in region.nodes]
-        read = {source for node in inside for source in node.all_input_nodes} - set(inside)
+        read = {source for node in inside for source in values_of(node)} - set(inside)
         assert {node.name for node in read} == {region.source}
         left = {node for node in inside for user in node.users if user not in inside}
         assert left <= {nodes[region.end]}
@@ -97,7 +102,7 @@ def test_each_set_of_layers_once_in_the_order_of_the_ends(network) -> None:
 def test_no_region_begins_at_a_rectifier(network) -> None:
     nodes = {node.name: node for node in network.graph.graph.nodes}
     for region in regions(network):
-        first = [nodes[name] for name in region.nodes if nodes[region.source] in nodes[name].all_input_nodes]
+        first = [nodes[name] for name in region.nodes if nodes[region.source] in values_of(nodes[name])]
         modules = [network.layer(node.target) for node in first if node.op == "call_module"]
         assert modules and not any(isinstance(module, RECTIFIERS) for module in modules)
 
@@ -108,7 +113,7 @@ def by_definition(network: Network) -> dict[tuple[str, ...], tuple[str, str]]:
     place = {node: index for index, node in enumerate(nodes)}
     above: dict[fx.Node, set[fx.Node]] = {}
     for node in nodes:
-        above[node] = {node}.union(*(above[source] for source in node.all_input_nodes))
+        above[node] = {node}.union(*(above[source] for source in values_of(node)))
     editable = network.editable()
     best: dict[tuple[str, ...], tuple[int, int, str, str]] = {}
     for source, end in itertools.combinations(nodes, 2):
@@ -119,10 +124,10 @@ def by_definition(network: Network) -> dict[tuple[str, ...], tuple[str, str]]:
             continue
         inside = sorted(above[end] - above[source], key=place.__getitem__)
         layers = layers_of(network, inside)
-        first = [n for n in inside if source in n.all_input_nodes and n.op == "call_module"]
+        first = [n for n in inside if source in values_of(n) and n.op == "call_module"]
         if (
             all(n.op in ("call_module", "call_function") for n in inside)
-            and all(reading in inside or reading is source for n in inside for reading in n.all_input_nodes)
+            and all(reading in inside or reading is source for n in inside for reading in values_of(n))
             and all(user in inside for n in inside if n is not end for user in n.users)
             and 1 <= len(layers) <= LONGEST
             and editable.issuperset(layers)
