@@ -1,11 +1,11 @@
 """Recovery: the compressed network learns the original's outputs back on the user's samples.
 
-Label-free by default: the student follows the original's class probabilities on the user's samples. After a few passes
-over them it follows them on mixtures of samples (mixup: a few thousand samples give ever new inputs on which the
-original still knows the answer; "function matching", Beyer et al., CVPR 2022); while the samples are fresh they teach
-more than their mixtures do. Labels, where there are any, add a cross-entropy term on the samples themselves. Norm
-statistics are frozen (re-estimated after the edits), the gradient is clipped and the rate is small: the closed
-forms carry most of the load, and large steps destroy what they saved.
+Label-free by default: the student follows the original's softened class probabilities (temperature 4; Hinton et al.
+2015: a network that is sure of its own training samples says little at 1) on mixtures of samples (mixup: a few
+thousand samples give ever new inputs on which the original still knows the answer; "function matching", Beyer et al.,
+CVPR 2022). Labels can add a cross-entropy term on the samples themselves. Norm statistics are frozen (re-estimated
+after the edits), the gradient is clipped and the rate is small: the closed forms carry most of the load, and large
+steps destroy what they saved.
 
 needs: training. knob: the number of steps.
 """
@@ -24,7 +24,7 @@ from pipeline.compress.descent import Policy, Progress, descend, step_generator,
 from pipeline.compress.distance import distance
 from pipeline.model.network import Network
 
-FRESH_PASSES = 4  # passes over the samples before they are blended
+TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recovery:
         rate: peak learning rate of Adam, reached after a twentieth of the steps and then following a cosine to zero.
         label_weight: weight of the cross-entropy on labels beside the distillation loss, where there are labels.
         classes: the outputs are rows of class scores.
-        mixup: blend samples after the first passes; off for inputs of which a blend means nothing.
+        mixup: blend samples; off for inputs of which a blend means nothing.
         clip: largest gradient norm.
         seed: of the order of samples and the mixing.
     """
@@ -45,7 +45,7 @@ class Recovery:
     steps: int = 400
     batch: int = 64
     rate: float = 1e-3
-    label_weight: float = 0.1
+    label_weight: float = 0.0
     classes: bool = True
     mixup: bool = True
     clip: float = 1.0
@@ -88,17 +88,16 @@ def recover(
         return student
     network, policy = student.copy(), settings.policy(samples)
     graph, original = network.graph, teacher.copy().graph.to(training_device()).eval()
-    fresh = FRESH_PASSES * policy.steps_of_a_pass(samples)
+    temperature = TEMPERATURE if settings.classes else 1.0
 
     def loss(x: Tensor, y: Tensor | None, step: int) -> Tensor:
-        blended = settings.mixup and step >= fresh
-        shown = _mixed(x, step_generator(settings.seed, step)) if blended else x
+        shown = _mixed(x, step_generator(settings.seed, step)) if settings.mixup else x
         with torch.no_grad():
             target = original(shown).float()
         answer = graph(shown).float()
-        value = distance(target, answer, settings.classes)
+        value = temperature**2 * distance(target / temperature, answer / temperature, settings.classes)
         if y is not None and settings.classes and settings.label_weight > 0:
-            own = F.cross_entropy(graph(x).float() if blended else answer, y)
+            own = F.cross_entropy(graph(x).float() if settings.mixup else answer, y)
             value = (1 - settings.label_weight) * value + settings.label_weight * own
         return value
 

@@ -13,7 +13,7 @@ from networks.small import small
 import pipeline.compress.descent as descent
 from calibration.dataset import Samples, open_samples
 from pipeline.compress.analysis import divergence, run
-from pipeline.compress.recover import FRESH_PASSES, Recovery, recover
+from pipeline.compress.recover import Recovery, recover
 from pipeline.compress.truncate import truncate
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
@@ -96,20 +96,17 @@ def test_norm_statistics_stay(base, student, samples) -> None:
 
 
 def test_labels_are_used_where_there_are_any_and_they_are_asked_for(base, student, samples, bare) -> None:
-    taught = recover(student, base, samples, SETTINGS)
-    without = recover(student, base, bare, SETTINGS)
+    asked = replace(SETTINGS, label_weight=0.1)
+    taught = recover(student, base, samples, asked)
+    without = recover(student, base, bare, asked)
     assert taught.fingerprint() != without.fingerprint()
-    deaf = recover(student, base, samples, replace(SETTINGS, label_weight=0.0))
-    values = recover(student, base, samples, replace(SETTINGS, classes=False))
+    deaf = recover(student, base, samples, SETTINGS)
+    values = recover(student, base, samples, replace(asked, classes=False))
     assert deaf.fingerprint() == without.fingerprint()
-    assert values.fingerprint() == recover(student, base, bare, replace(SETTINGS, classes=False)).fingerprint()
+    assert values.fingerprint() == recover(student, base, bare, replace(asked, classes=False)).fingerprint()
 
 
-def test_samples_are_blended_once_they_are_no_longer_fresh(base, student, bare) -> None:
-    fresh = replace(SETTINGS, steps=FRESH_PASSES * 2)
-    assert recover(student, base, bare, fresh).fingerprint() == (
-        recover(student, base, bare, replace(fresh, mixup=False)).fingerprint()
-    )
+def test_samples_are_blended_unless_that_is_turned_off(base, student, bare) -> None:
     assert recover(student, base, bare, SETTINGS).fingerprint() != (
         recover(student, base, bare, replace(SETTINGS, mixup=False)).fingerprint()
     )
