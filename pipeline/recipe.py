@@ -15,7 +15,7 @@ from pipeline.quantities import parse_latency, parse_points
 from targets.errors import UsageError, nearest
 
 Format = Literal["tflite", "onnx"]
-Method = Literal["auto", "easier", "layermerge", "depth-dp", "svd"]
+Method = Literal["auto", "easier", "layermerge", "depth-dp", "layercollapse", "lorita", "svd"]
 OPTIONS = {"model": "MODEL", "formats": "--format"}  # where the command line names a key otherwise
 
 
@@ -37,6 +37,14 @@ class Recipe(BaseModel):
         method: how the network is compressed, see `pipeline.compress.methods`.
         linearize: with `auto` and `easier`, at least this many activations become linear, the lowest entropy first; 0
             leaves it to the plan.
+        ranks: with `svd` and `lorita`, how ranks are selected: `global`, the largest singular values of all layers
+            stay; `local`, the same share of each layer's; `uniform`, the same share of each layer's time; `alds`, the
+            least largest error; `greedy`, step by step by what each does to the outputs, which takes long.
+        train_epochs: with `lorita` and `layercollapse`, passes over the training samples before the plan.
+        augment: that training flips images and moves them by up to four pixels; off for inputs that this changes.
+        lorita_factors: how many factors a layer is trained as; 1 is the control, training alone.
+        melting: with `layercollapse`, how slopes are driven to 1: `taught` by the original, without labels, or the
+            authors' settings, with labels (see `pipeline.compress.melt`).
         recover_steps: optimiser steps of the final recovery.
         recover_batch, recover_rate: samples a step and peak learning rate of the recovery.
         mixup: recovery blends samples; turn it off for inputs of which a blend means nothing.
@@ -62,6 +70,11 @@ class Recipe(BaseModel):
     channels_last: bool = True
     method: Method = "auto"
     linearize: int = Field(default=0, ge=0)
+    ranks: Literal["global", "local", "uniform", "alds", "greedy"] = "global"
+    train_epochs: float = Field(default=10.0, gt=0)
+    augment: bool = False
+    lorita_factors: int = Field(default=2, ge=1)
+    melting: Literal["taught", "vision", "vgg", "language", "early"] = "taught"
     recover_steps: int = Field(default=400, ge=0)
     recover_batch: int = Field(default=64, ge=1)
     recover_rate: float = Field(default=1e-3, gt=0)

@@ -17,9 +17,9 @@ import torch
 from calibration.statistics import Statistics, collect
 from pipeline.compress.analysis import run
 from pipeline.compress.linearize import channel_dims, sites
-from pipeline.compress.methods import Planner, Subject, planner
-from pipeline.compress.recover import Recovery, recover
+from pipeline.compress.methods import planner
 from pipeline.compress.refitting import realise
+from pipeline.compress.subject import Planner, Subject
 from pipeline.environment import environment
 from pipeline.explain import edit_rows, layer_rows, rejected_rows
 from pipeline.export.artifact import Artifact, sha256_of
@@ -31,6 +31,7 @@ from pipeline.model.network import Network
 from pipeline.recipe import Recipe
 from pipeline.samples import FitSamples, two_samples
 from pipeline.store import RunDirectory
+from pipeline.training import Training, require_trainable
 from pipeline.verify.execute import predictions, to_layout
 from pipeline.verify.parity import Parity, check, require
 from reports.records import OperatorRecord, QualityRecord
@@ -69,7 +70,14 @@ class Stages:
 
     @cached_property
     def samples(self) -> FitSamples:
-        return FitSamples(self.recipe, self.base.input_shape, self.classes)
+        samples = FitSamples(self.recipe, self.base.input_shape, self.classes)
+        require_trainable(self.recipe, samples.training, self.classes is not None)
+        return samples
+
+    @cached_property
+    def training(self) -> Training:
+        classes = self.classes is not None
+        return Training(self.run, self.recipe, self.base, self.samples.training, classes, self.progress)
 
     # Networks --------------------------------------------------------------------------------------------------
 
@@ -130,19 +138,14 @@ class Stages:
     @cached_property
     def planner(self) -> Planner:
         """The recipe's method with every option measured; made only when a plan is not already in the run directory."""
+        base = self.training.factorized() if self.recipe.method == "lorita" else self.base
         macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
         count = min(len(self.samples.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
         batches = [x for x, _ in self.samples.calibration.take(count).batches(BATCH)]
-        subject = Subject(
-            self.base,
-            self.statistics,
-            batches,
-            self.costs,
-            self.classes is not None,
-            self.recipe.linearize,
-            self.progress,
-        )
-        return planner(self.recipe.method, subject)
+        recipe, classes = self.recipe, self.classes is not None
+        knobs = {"linearize": recipe.linearize, "ranks": recipe.ranks, "melted": self.training.melted}
+        subject = Subject(base, self.statistics, batches, self.costs, classes, progress=self.progress, **knobs)
+        return planner(recipe.method, subject)
 
     @property
     def _about_base(self) -> dict[str, Any]:
@@ -156,6 +159,11 @@ class Stages:
     def _about_plan(self) -> dict[str, Any]:
         costs = hashlib.sha256(repr((self.costs.classes, self.costs.invoke_ms)).encode()).hexdigest()
         return {**self._about_base, "costs": costs}
+
+    @property
+    def _about_training(self) -> dict[str, Any]:
+        settings = self.training.settings
+        return {**settings, **self.training.about} if settings else {}
 
     def original(self) -> Made:
         """Candidate 00: the network as the user gave it."""
@@ -183,7 +191,7 @@ class Stages:
         def make(folder: Path) -> dict[str, Any]:
             chosen = self.planner.plan(budget_ms)
             batches = [x for x, _ in self.samples.calibration.batches(BATCH)]
-            network = realise(self.base, chosen.options, batches, self.progress)
+            network = realise(self.planner.start(chosen), chosen.options, batches, self.progress)
             return self._keep(
                 folder,
                 network,
@@ -198,46 +206,25 @@ class Stages:
                 },
             )
 
-        asked = {"budget_ms": budget_ms, "method": self.recipe.method, "linearize": self.recipe.linearize}
-        inputs = {**self._about_plan, **asked}
+        recipe = self.recipe
+        asked = {"method": recipe.method, "linearize": recipe.linearize, "ranks": recipe.ranks}
+        inputs = {**self._about_plan, **asked, "budget_ms": budget_ms, **self._about_training}
         return self._made(f"candidates/{index:02d}", inputs, make)
 
     def recovered(self, index: int, source: Made) -> Made:
         """The network of `source`, taught by the original on the training samples."""
-        settings = Recovery(
-            self.recipe.recover_steps,
-            self.recipe.recover_batch,
-            self.recipe.recover_rate,
-            classes=self.classes is not None,
-            mixup=self.recipe.mixup,
-            seed=self.recipe.seed,
-        )
+        training = self.training
         inputs = {
             "from": source.result["weights_sha256"],
-            "settings": asdict(settings),
-            "torch": torch.__version__,
-            "base": self.base.fingerprint(),
-            "training": self.samples.training.fingerprint,
+            "settings": asdict(training.recovery),
+            **training.about,
         }
 
         def make(folder: Path) -> dict[str, Any]:
-            def tell(step: int, loss: float) -> None:
-                self.progress(f"recovery: step {step} of {settings.steps}, loss {loss:.4f}")
-
-            checkpoint = self.run.scratch(hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16])
-            network = recover(
-                self.load(source), self.base, self.samples.training, settings, checkpoint=checkpoint, progress=tell
+            network = training.recovered(self.load(source), training.checkpoint(inputs))
+            return self._keep(
+                folder, network, {**source.result, "edits": [*source.result["edits"], training.recovery_row]}
             )
-            row = {
-                "kind": "recover",
-                "site": "the whole network",
-                "predicted_saving_ms": None,
-                "damage": None,
-                "entropy_bits": None,
-                "summary": f"{settings.steps} steps of distillation from the original"
-                f"{', labels used' if self.samples.training.has_labels else ', no labels'}",
-            }
-            return self._keep(folder, network, {**source.result, "edits": [*source.result["edits"], row]})
 
         made = self._made(f"candidates/{index:02d}", inputs, make)
         self.run.clear_scratch()

@@ -69,6 +69,7 @@ class Melting:
 
 _VISION = Policy(epochs=400, batch=128, rate=0.005, milestones=(75, 150, 250, 350), gamma=0.3)
 PRESETS: Mapping[str, Melting] = {
+    "taught": Melting(),
     "vision": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.01, prelu=True),
     "vgg": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.0, prelu=True),
     "language": Melting(
@@ -76,7 +77,8 @@ PRESETS: Mapping[str, Melting] = {
     ),
     "early": Melting(_VISION, "staircase", prelu=True),
 }
-"""The authors' settings. Epochs and batch are ours; `language` is meant for `melt_in_turn`."""
+"""`taught` is ours, by the original network. The rest are the authors' settings, by labels; their epochs and batch are
+ours, and `language` is meant for `melt_in_turn`."""
 
 
 def candidates(network: Network, fraction: float) -> list[str]:

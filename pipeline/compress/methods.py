@@ -1,88 +1,49 @@
 """The methods that a recipe can name: each turns a network into something that answers a budget with a plan.
 
-    auto        closed-form refits and merges of every region, one dynamic programme over all (ours)
-    easier      the activations of lowest entropy become linear, and what that leaves is merged (EASIER, 2024)
-    layermerge  which layers merge and which go, by a dynamic programme on tables (LayerMerge, ICML 2024)
-    depth-dp    which activations go, by its predecessor's two dynamic programmes (Kim et al., 2023)
-    svd         truncated singular value decomposition, the largest values of all layers kept
+    auto           closed-form refits and merges of every region, one dynamic programme over all (ours)
+    easier         the activations of lowest entropy become linear, and what that leaves is merged (EASIER, 2024)
+    layermerge     which layers merge and which go, by a dynamic programme on tables (LayerMerge, ICML 2024)
+    depth-dp       which activations go, by its predecessor's two dynamic programmes (Kim et al., 2023)
+    layercollapse  the MLPs from the last one on melt and become one layer each (LayerCollapse, arXiv 2311.17943)
+    lorita         layers trained as products of factors, merged, then truncated as by `svd` (LoRITa, arXiv 2405.03089)
+    svd            truncated singular value decomposition, by any of the selectors of `ranks`
 
 All of them price on the target's cost table at batch 1, and measure damage as the divergence of the outputs on
-calibration data, without labels. Training is left to the recovery that follows every method.
+calibration data, without labels. `lorita` trains before it plans, and is given the trained network; `layercollapse` has
+each candidate set trained by `Subject.melted`. Other training is left to the recovery that follows every method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from calibration.batchnorm import reestimate
-from calibration.statistics import Statistics
 from pipeline.compress import depth_dp, layermerge
 from pipeline.compress.algebra import shape_of
-from pipeline.compress.analysis import Analysis, analyse, divergence, run
+from pipeline.compress.analysis import Analysis, analyse
+from pipeline.compress.collapsing import LayerCollapse
 from pipeline.compress.options import Option, most_saving, positions
 from pipeline.compress.plan import Plan, plan
-from pipeline.compress.ranks import Spectra, pooled, spectrum_of, within
+from pipeline.compress.ranks import (
+    Ranks,
+    Spectra,
+    alds,
+    greedy,
+    local,
+    pooled,
+    spectrum_of,
+    truncations,
+    uniform,
+    within,
+)
 from pipeline.compress.segments import Segment, merge_span
+from pipeline.compress.subject import Planner, Rejected, Subject
 from pipeline.compress.truncate import factors, truncatable, truncate
-from pipeline.model.edits import Edit, replay
+from pipeline.model.edits import Edit
 from pipeline.model.network import Network
 from pipeline.model.operators import layer_operator, milliseconds, operators
-from targets.cost import CostTable
-
-Rejected = tuple[tuple[str, str, str], ...]  # kind, site, reason
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is compressed, for what, and what is known of it.
-
-    Attributes:
-        base: the original network.
-        statistics: entropies and affine fits of its rectifiers.
-        batches: [B, ...] float32 of calibration data, for every measurement of damage.
-        costs: the target's cost table.
-        classes: the outputs are rows of class scores.
-        linearize: at least this many activations become linear, where the method has that knob.
-    """
-
-    base: Network
-    statistics: Statistics
-    batches: Sequence[Tensor]
-    costs: CostTable
-    classes: bool
-    linearize: int = 0
-    progress: Callable[[str], None] = field(default=lambda text: None)
-
-    @cached_property
-    def base_ms(self) -> float:
-        return sum(milliseconds(self.base, self.costs).values())
-
-    @cached_property
-    def _reference(self) -> Tensor:
-        return run(self.base, self.batches)
-
-    def damage_of(self, edits: Sequence[Edit]) -> float:
-        """Output divergence of the original after the edits, its norms re-estimated."""
-        edited = replay(self.base, edits)
-        reestimate(edited.graph, self.batches, self.base.graph)
-        return divergence(self._reference, run(edited, self.batches), self.classes)
-
-
-class Planner(Protocol):
-    """A method at work on a subject: measured once, asked for many budgets."""
-
-    @property
-    def rejected(self) -> Rejected:
-        """What was looked at and can never save time."""
-
-    def plan(self, budget_ms: float) -> Plan:
-        """For a predicted time of at most `budget_ms`, or for the least there is."""
 
 
 def planner(method: str, subject: Subject) -> Planner:
@@ -90,8 +51,19 @@ def planner(method: str, subject: Subject) -> Planner:
     return PLANNERS[method](subject)
 
 
-class _Auto:
+class _OfTheBase:
+    """Plans whose options are about the subject's base."""
+
     def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    def start(self, chosen: Plan) -> Network:
+        return self.subject.base
+
+
+class _Auto(_OfTheBase):
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
         self.analysis = self._analysed(subject)
         self.linearize = subject.linearize
 
@@ -136,9 +108,9 @@ def _chosen(subject: Subject, options: Sequence[Option], budget_ms: float) -> Pl
     return Plan(ordered, budget_ms, predicted, damage, predicted <= budget_ms + 1e-12)
 
 
-class _LayerMerge:
+class _LayerMerge(_OfTheBase):
     def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+        super().__init__(subject)
         self.tables = layermerge.tables(
             subject.base, subject.costs, subject.statistics, subject.damage_of, progress=subject.progress
         )
@@ -174,9 +146,9 @@ class _LayerMerge:
         return _chosen(self.subject, [self.options[row] for row in choice.path.rows if row in self.options], budget_ms)
 
 
-class _DepthDP:
+class _DepthDP(_OfTheBase):
     def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+        super().__init__(subject)
         self.tables = depth_dp.tables(
             subject.base, subject.costs, subject.statistics, subject.damage_of, progress=subject.progress
         )
@@ -222,11 +194,12 @@ def _merge_option(
     return Option("merge", segment.layers[0], span, saving_ms, damage, edits, summary, segment.sites)
 
 
-class _SVD:
-    """LoRITa's global selection; the damage of what it chooses is measured layer by layer."""
+class _SVD(_OfTheBase):
+    """Truncation to selected ranks; the damage of what is chosen is measured layer by layer."""
 
     def __init__(self, subject: Subject) -> None:
-        self.subject, self.place = subject, positions(subject.base)
+        super().__init__(subject)
+        self.place = positions(subject.base)
         editable = subject.base.editable()
         times = milliseconds(subject.base, subject.costs)
         self.times = {
@@ -239,6 +212,7 @@ class _SVD:
             for name in self.times
         }
         self.damages: dict[tuple[str, int], float] = {}
+        self.losses: dict[tuple[int | None, ...], float] = {}
 
     @cached_property
     def _operators(self) -> dict[str, object]:
@@ -264,8 +238,33 @@ class _SVD:
 
     def plan(self, budget_ms: float) -> Plan:
         others = self.subject.base_ms - sum(self.times.values())
-        ranks = within(partial(pooled, self.spectra), self.spectra, budget_ms - others)
+        ranks = self._select(budget_ms - others)
         return _chosen(self.subject, [self._option(n, r) for n, r in ranks.items() if r is not None], budget_ms)
+
+    def _select(self, budget_ms: float) -> Ranks:
+        """Ranks for which the layers that could be truncated take at most `budget_ms` together."""
+        match self.subject.ranks:
+            case "alds":
+                return alds(self.spectra, budget_ms)
+            case "greedy":
+                return greedy(self.spectra, self._loss, budget=budget_ms)
+            case "local":
+                select = partial(local, self.spectra)
+            case "uniform":
+                select = partial(uniform, self.spectra)
+            case "global":
+                select = partial(pooled, self.spectra, linear=True)
+        return within(select, self.spectra, budget_ms)
+
+    def _loss(self, ranks: Ranks) -> float:
+        """Divergence from the original, in the place of the training loss: no labels, and nothing is tuned between."""
+        key = tuple(ranks.values())
+        if key not in self.losses:
+            self.subject.progress(
+                f"greedy ranks: {sum(rank is not None for rank in key)} of {len(key)} layers truncated"
+            )
+            self.losses[key] = self.subject.damage_of(truncations(ranks))
+        return self.losses[key]
 
     def _option(self, name: str, rank: int) -> Option:
         edit = truncate(name, rank)
@@ -282,5 +281,7 @@ PLANNERS: dict[str, Callable[[Subject], Planner]] = {
     "easier": _Easier,
     "layermerge": _LayerMerge,
     "depth-dp": _DepthDP,
+    "layercollapse": LayerCollapse,
+    "lorita": _SVD,
     "svd": _SVD,
 }

@@ -1,0 +1,183 @@
+"""The trainings of a fit, each resumable: LoRITa's and LayerCollapse's before a plan, and recovery behind it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration.dataset import Samples
+from pipeline.compress.descent import Policy, Progress, require_labels, train
+from pipeline.compress.factorize import PRESETS as FACTOR_POLICIES
+from pipeline.compress.factorize import factorized, merged
+from pipeline.compress.melt import PRESETS as MELTINGS
+from pipeline.compress.melt import Melting, melt
+from pipeline.compress.recover import Recovery, recover
+from pipeline.model import edits as edit_log
+from pipeline.model.edits import replay
+from pipeline.model.network import Network
+from pipeline.recipe import Recipe
+from pipeline.store import RunDirectory
+from targets.errors import UsageError
+
+
+def require_trainable(recipe: Recipe, training: Samples, classes: bool) -> None:
+    """Refuse a method that trains on labels where it cannot.
+
+    Raises:
+        UsageError: DATA_UNLABELLED; METHOD_OUTPUT where the outputs are no rows of class scores.
+    """
+    if recipe.method == "lorita":
+        asked = "--method lorita"
+    elif recipe.method == "layercollapse" and recipe.melting != "taught":
+        asked = f"--melting {recipe.melting}"
+    else:
+        return
+    require_labels(training, asked)
+    if not classes:
+        raise UsageError(
+            f"{asked} trains on class numbers",
+            where=recipe.model,
+            why="the network's output is not one row of class scores a sample",
+            fix="choose another method; `auto` and `layercollapse` need no labels",
+            code="METHOD_OUTPUT",
+        )
+
+
+class Training:
+    """What a recipe asks to be trained, on the training samples.
+
+    Args:
+        base: the original network: where training begins, and the teacher.
+        classes: the outputs are rows of class scores.
+        told: what a person would want to hear while waiting.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        recipe: Recipe,
+        base: Network,
+        samples: Samples,
+        classes: bool,
+        told: Callable[[str], None],
+    ) -> None:
+        self.run, self.recipe, self.base, self.samples, self.classes = run, recipe, base, samples, classes
+        self.told = told
+
+    # Before a plan ---------------------------------------------------------------------------------------------
+
+    @property
+    def factor_policy(self) -> Policy:
+        """The authors', but over the recipe's epochs, in which a cosine lowers the rate: no plateau comes in so few."""
+        policy = replace(FACTOR_POLICIES["lorita-cifar10"], milestones=None, plateau=None)
+        return replace(policy.lasting(self.recipe.train_epochs), augment=self.recipe.augment, seed=self.recipe.seed)
+
+    def factorized(self) -> Network:
+        """The base retrained as factor chains and merged again: its structure, other weights."""
+        policy, factors = self.factor_policy, self.recipe.lorita_factors
+
+        def make(checkpoint: Path) -> Network:
+            progress = self._progress(f"training {factors} factors a layer", policy.steps(self.samples))
+            chains = factorized(self.base, factors)
+            return merged(train(chains, self.samples, policy, checkpoint=checkpoint, progress=progress))
+
+        return self._kept("trained", {}, make)
+
+    @property
+    def melting(self) -> Melting:
+        settings = MELTINGS[self.recipe.melting]
+        policy = settings.policy.lasting(self.recipe.train_epochs)
+        policy = replace(policy, augment=self.recipe.augment, seed=self.recipe.seed)
+        return replace(settings, policy=policy, classes=self.classes)
+
+    def melted(self, network: Network, sites: Sequence[str]) -> Network:
+        """`network`, the base, with the activations at `sites` driven to the identity while it trained."""
+        settings = self.melting
+        teacher = self.base if self.recipe.melting == "taught" else None
+
+        def make(checkpoint: Path) -> Network:
+            progress = self._progress(f"melting {len(sites)} activations", settings.policy.steps(self.samples))
+            return melt(network, teacher, self.samples, settings, sites=sites, checkpoint=checkpoint, progress=progress)
+
+        return self._kept(f"melted/{len(sites):02d}", {"sites": list(sites)}, make)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that what the recipe's method trains depends on, besides the base and the samples."""
+        match self.recipe.method:
+            case "lorita":
+                return {"factors": self.recipe.lorita_factors, "policy": asdict(self.factor_policy)}
+            case "layercollapse":
+                return {"preset": self.recipe.melting, "settings": asdict(self.melting)}
+            case _:
+                return {}
+
+    def _kept(self, name: str, asked: Mapping[str, Any], make: Callable[[Path], Network]) -> Network:
+        """A stage of edits and weights; `make` is given the checkpoint that it goes on from."""
+        inputs = {**self.about, **self.settings, **asked}
+
+        def save(folder: Path) -> dict[str, Any]:
+            network = make(self.checkpoint(inputs))
+            edit_log.save(network.edits, folder)
+            network.save_weights(folder / "weights.safetensors")
+            return {}
+
+        self.run.stage(name, inputs, save)
+        self.run.clear_scratch()
+        folder = self.run.root / name
+        return replay(self.base, edit_log.load(folder)).with_weights(folder / "weights.safetensors")
+
+    # After it --------------------------------------------------------------------------------------------------
+
+    @property
+    def recovery(self) -> Recovery:
+        return Recovery(
+            self.recipe.recover_steps,
+            self.recipe.recover_batch,
+            self.recipe.recover_rate,
+            classes=self.classes,
+            mixup=self.recipe.mixup,
+            seed=self.recipe.seed,
+        )
+
+    def recovered(self, student: Network, checkpoint: Path) -> Network:
+        """The student, taught by the original."""
+        progress = self._progress("recovery", self.recovery.steps)
+        return recover(student, self.base, self.samples, self.recovery, checkpoint=checkpoint, progress=progress)
+
+    @property
+    def recovery_row(self) -> dict[str, Any]:
+        """For the report; the fields are those of `EditRecord`."""
+        labels = "labels used" if self.samples.has_labels else "no labels"
+        return {
+            "kind": "recover",
+            "site": "the whole network",
+            "predicted_saving_ms": None,
+            "damage": None,
+            "entropy_bits": None,
+            "summary": f"{self.recovery.steps} steps of distillation from the original, {labels}",
+        }
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every training depends on, for the key of its stage."""
+        return {
+            "torch": torch.__version__,
+            "base": self.base.fingerprint(),
+            "training": self.samples.fingerprint,
+        }
+
+    def checkpoint(self, inputs: Mapping[str, Any]) -> Path:
+        """Where a training made from these inputs keeps its state until it is done."""
+        return self.run.scratch(hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16])
+
+    def _progress(self, what: str, steps: int) -> Progress:
+        return lambda step, loss: self.told(f"{what}: step {step} of {steps}, loss {loss:.4f}")
