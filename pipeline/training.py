@@ -154,7 +154,7 @@ class Training:
     @property
     def recovery_row(self) -> dict[str, Any]:
         """For the report; the fields are those of `EditRecord`."""
-        labels = "labels used" if self.samples.has_labels else "no labels"
+        labels = "labels used" if self.samples.has_labels and self.recovery.label_weight > 0 else "no labels"
         return {
             "kind": "recover",
             "site": "the whole network",

@@ -369,3 +369,12 @@ def test_anchor_of_the_mean_over_undecided_neurons() -> None:
 )
 def test_t1_10_egp_budgets(entropies, magnitudes, remaining, expected) -> None:
     assert egp_budgets(entropies, magnitudes, remaining, 0.5) == expected
+
+
+def test_a_policy_over_other_epochs_takes_its_milestones_along(samples) -> None:
+    published = POLICIES["cifar-resnet18"]
+    short = published.lasting(16)
+    assert short.milestones == (8, 12) and short == replace(published, epochs=16, milestones=(8, 12))
+    a_pass = short.steps_of_a_pass(samples)
+    assert [short.rate_at(epoch * a_pass, samples) for epoch in (7, 8, 12)] == pytest.approx([0.1, 0.01, 0.001])
+    assert replace(published, milestones=None).lasting(3).milestones is None
