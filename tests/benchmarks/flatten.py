@@ -7,8 +7,9 @@ label-free distillation of `pipeline.compress.recover` follows, the same number 
 the original against itself takes in that many seconds here. With `--measure` the TFLite artifacts of the original and
 of `auto` are timed on the emulated target as well: the predicted share is the cost table's, the measured one is a fact.
 
-Appends to reports/benchmarks/flatten-NETWORK.json after every point; what is there is not done again. Writes a table
-(.md) and the curves (.svg) beside it. `problems.py` says which data it needs and where it looks for it.
+Appends to reports/benchmarks/flatten-NETWORK.json after every point; what is there is not done again, and its networks
+are kept in the cache for a later `--recover` or `--measure`. Writes a table (.md) and the curves (.svg) beside it.
+`problems.py` says which data it needs and where it looks for it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import METHODS, Contest, Proposer
+from contestants import METHODS, Candidate, Contest, Proposer
 from curves import Panel, draw
 from problems import PROBLEMS
 
@@ -33,9 +34,11 @@ from pipeline.compress.analysis import divergence, run
 from pipeline.compress.recover import Recovery, recover
 from pipeline.environment import environment
 from pipeline.export.child import export
+from pipeline.model.ingest import ingest
 from pipeline.model.network import Network
 from pipeline.model.operators import milliseconds
 from pipeline.verify.execute import to_layout
+from targets.cache import cache_root
 from targets.cost import CostTable
 from targets.errors import PlanishError
 from targets.measure import measure
@@ -58,7 +61,9 @@ class Benchmark:
         calibration = [x for x, _ in self.training.take(asked.calibration).batches(BATCH)]
         self.contest = Contest(self.problem, costs, calibration, asked.planning, self.progress)
         self.base_ms = sum(milliseconds(self.base, costs).values())
-        self.started, self.phase, self.phases = time.monotonic(), "", {}
+        self.started, self.phase = time.monotonic(), ""
+        self.phases: dict[str, float] = {}
+        self.proposers: dict[str, Proposer] = {}
         self.path = REPORTS / f"flatten-{asked.network}.json"
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else self._fresh()
 
@@ -87,6 +92,7 @@ class Benchmark:
 
     def progress(self, text: str) -> None:
         """Seconds go to the phase that a text opens: its first words, without the layer's name."""
+        print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
         self.enter(" ".join(text.split()[:5]))
 
     def enter(self, phase: str) -> None:
@@ -101,68 +107,75 @@ class Benchmark:
         if asked.measure:
             self._measure(self.base, self.record["base"])
         for method in asked.methods:
-            todo = [share for share in asked.shares if not self._done(method, share)]
-            if not todo:
-                continue
-            started, self.phases = time.monotonic(), {}
-            self.enter("preparing")
-            propose = self.contest.proposer(method)
-            self.enter("")
-            if method not in self.record["methods"]:
-                self.record["methods"][method] = {
-                    "analysis_s": round(time.monotonic() - started, 1),
-                    "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                    "phases_s": {phase: round(seconds, 1) for phase, seconds in self.phases.items()},
-                }
-            print(method, json.dumps(self.record["methods"][method]), flush=True)
-            for share in todo:
-                self._point(method, share, propose)
-
-    def _done(self, method: str, share: float) -> bool:
-        point = self._known(method, share)
-        if point is None:
-            return False
-        wanted = {"steps"} if self.asked.recover and point["reachable"] else set()
-        return wanted <= point.keys() and not self._to_measure(point)
-
-    def _to_measure(self, point: dict[str, Any]) -> bool:
-        return self.asked.measure and point["method"] == "auto" and "measured_ms" not in point
+            for share in asked.shares:
+                point = self._known(method, share) or self._judged(method, share)
+                if asked.measure and method == "auto" and "measured_ms" not in point:
+                    self._measure(self._network(point), point)
+                    self.keep(point)
+                if asked.recover and point["reachable"] and "steps" not in point:
+                    self._recovered(point)
 
     def _known(self, method: str, share: float) -> dict[str, Any] | None:
         points = self.record["points"]
         return next((point for point in points if (point["method"], point["share"]) == (method, share)), None)
 
-    def _point(self, method: str, share: float, propose: Proposer) -> None:
-        started = time.monotonic()
-        candidate = propose(share / 100 * self.base_ms)
-        point = self._known(method, share)
-        if point is None:
-            network = candidate.network
-            point = {
-                "method": method,
-                "share": share,
-                "reachable": candidate.reachable,
-                "planned_share": candidate.predicted_ms and round(100 * candidate.predicted_ms / self.base_ms, 2),
-                "predicted_share": round(100 * self._predicted_ms(network) / self.base_ms, 2),
-                "expected_damage": candidate.damage,
-                "damage": self._damage(network),
-                "edits": candidate.edits,
-                "parameters": network.parameters(),
-                "seconds": round(time.monotonic() - started, 1),
-                "accuracy": self.accuracy(network),
+    def _proposer(self, method: str) -> Proposer:
+        if method not in self.proposers:
+            started, self.phases = time.monotonic(), {}
+            self.enter("preparing")
+            self.proposers[method] = self.contest.proposer(method)
+            self.enter("")
+            facts = {
+                "analysis_s": round(time.monotonic() - started, 1),
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "phases_s": {phase: round(seconds, 1) for phase, seconds in self.phases.items()},
             }
-            self.record["points"].append(point)
-            self.keep(point)
-        if self._to_measure(point):
-            self._measure(candidate.network, point)
-            self.keep(point)
-        if self.asked.recover and point["reachable"] and "steps" not in point:
-            steps = self.steps
-            started = time.monotonic()
-            taught = recover(candidate.network, self.base, self.training, self._recovery(steps))
-            point |= {"steps": steps, "recovery_s": round(time.monotonic() - started, 1)}
-            point["recovered_accuracy"] = self.accuracy(taught)
-            self.keep(point)
+            print(method, json.dumps(self.record["methods"].setdefault(method, facts)), flush=True)
+        return self.proposers[method]
+
+    def _judged(self, method: str, share: float) -> dict[str, Any]:
+        """A new point: the network planned, applied and tested."""
+        self._proposer(method)
+        started = time.monotonic()
+        candidate = self._candidate(method, share)
+        network = candidate.network
+        point = {
+            "method": method,
+            "share": share,
+            "reachable": candidate.reachable,
+            "planned_share": candidate.predicted_ms and round(100 * candidate.predicted_ms / self.base_ms, 2),
+            "predicted_share": round(100 * self._predicted_ms(network) / self.base_ms, 2),
+            "expected_damage": candidate.damage,
+            "damage": self._damage(network),
+            "edits": candidate.edits,
+            "parameters": network.parameters(),
+            "seconds": round(time.monotonic() - started, 1),
+            "accuracy": self.accuracy(network),
+        }
+        self.record["points"].append(point)
+        self.keep(point)
+        return point
+
+    def _candidate(self, method: str, share: float) -> Candidate:
+        candidate, kept = self._proposer(method)(share / 100 * self.base_ms), self._kept(method, share)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.export.save(candidate.network.exported(), kept)
+        return candidate
+
+    def _network(self, point: dict[str, Any]) -> Network:
+        """The network of a point: from the cache, or made again."""
+        kept = self._kept(point["method"], point["share"])
+        return ingest(str(kept)) if kept.exists() else self._candidate(point["method"], point["share"]).network
+
+    def _kept(self, method: str, share: float) -> Path:
+        return cache_root() / "benchmarks" / self.path.stem / f"{method}-{share:g}.pt2"
+
+    def _recovered(self, point: dict[str, Any]) -> None:
+        network, steps, started = self._network(point), self.steps, time.monotonic()
+        taught = recover(network, self.base, self.training, self._recovery(steps))
+        point |= {"steps": steps, "recovery_s": round(time.monotonic() - started, 1)}
+        point["recovered_accuracy"] = self.accuracy(taught)
+        self.keep(point)
 
     def _predicted_ms(self, network: Network) -> float:
         return sum(milliseconds(network, self.contest.costs).values())
