@@ -38,13 +38,17 @@ def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
                 "predicted_saving_ms": None,
                 "damage": None,
                 "entropy_bits": None,
+                "summary": option.summary,
             }
             if edit.kind == "linearize":
-                row["entropy_bits"] = statistics[edit.site].entropy()
-                row["summary"] = "the activation becomes its best affine fit, one scale and shift a channel"
-            else:
+                row["entropy_bits"] = statistics[edit.site].entropy() if option.kind != "collapse" else None
+                row["summary"] = (
+                    "the activation has melted: it is the identity by now"
+                    if option.kind == "collapse"
+                    else "the activation becomes its best affine fit, one scale and shift a channel"
+                )
+            if edit is option.edits[-1]:
                 row["predicted_saving_ms"], row["damage"] = option.saving_ms, option.damage
-                row["summary"] = option.summary
             rows.append(row)
     return rows
 

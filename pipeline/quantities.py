@@ -10,6 +10,8 @@ from targets.errors import UsageError
 _FORM = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9]*)\s*")
 LATENCY_UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1000.0}
 
+DURATION_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
 
 def parse_latency(text: str) -> tuple[float | None, float | None]:
     """`12ms` -> (12.0, None); `60%` -> (None, 0.6), a share of the original's measured latency.
@@ -26,6 +28,12 @@ def parse_latency(text: str) -> tuple[float | None, float | None]:
 def parse_points(text: str) -> float:
     """`0.5pt` -> 0.5 percentage points. UsageError MAX_DROP_UNIT or MAX_DROP_VALUE; zero is a value."""
     return _split(text, "max-drop", ["pt"], "0.5pt", zero=True)[0]
+
+
+def parse_duration(text: str) -> float:
+    """`10min` -> 600.0 seconds. UsageError RECOVER_UNIT or RECOVER_VALUE; zero is a value."""
+    value, unit = _split(text, "recover", [*DURATION_UNITS], "10min", zero=True)
+    return value * DURATION_UNITS[unit]
 
 
 def _split(text: str, name: str, units: list[str], example: str, *, zero: bool = False) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.quantities import parse_latency, parse_points
+from pipeline.quantities import parse_duration, parse_latency, parse_points
 from targets.errors import UsageError, nearest
 
 Format = Literal["tflite", "onnx"]
@@ -46,6 +46,7 @@ class Recipe(BaseModel):
         melting: with `layercollapse`, how slopes are driven to 1: `taught` by the original, without labels, or the
             authors' settings, with labels (see `pipeline.compress.melt`).
         recover_steps: optimiser steps of the final recovery.
+        recover: `10min`, how long that may take instead; a few steps are timed once, and their number is kept.
         recover_batch, recover_rate: samples a step and peak learning rate of the recovery.
         mixup: recovery blends samples; turn it off for inputs of which a blend means nothing.
         tolerance: how much faster than asked is good enough to stop looking, as a share.
@@ -76,6 +77,7 @@ class Recipe(BaseModel):
     lorita_factors: int = Field(default=2, ge=1)
     melting: Literal["taught", "vision", "vgg", "language", "early"] = "taught"
     recover_steps: int = Field(default=400, ge=0)
+    recover: str | None = None
     recover_batch: int = Field(default=64, ge=1)
     recover_rate: float = Field(default=1e-3, gt=0)
     mixup: bool = True
@@ -95,6 +97,13 @@ class Recipe(BaseModel):
     def _max_drop(cls, value: str | None) -> str | None:
         if value is not None:
             parse_points(value)
+        return value
+
+    @field_validator("recover")
+    @classmethod
+    def _recover(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_duration(value)
         return value
 
     @field_validator("formats")

@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -21,9 +23,12 @@ from pipeline.compress.recover import Recovery, recover
 from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
 from pipeline.model.network import Network
+from pipeline.quantities import parse_duration
 from pipeline.recipe import Recipe
 from pipeline.store import RunDirectory
 from targets.errors import UsageError
+
+PACED_STEPS = 8
 
 
 def require_trainable(recipe: Recipe, training: Samples, classes: bool) -> None:
@@ -135,10 +140,27 @@ class Training:
 
     # After it --------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def recovery(self) -> Recovery:
+        return self._recovery(self.recipe.recover_steps if self.recipe.recover is None else self._steps_in_time())
+
+    def _steps_in_time(self) -> int:
+        """How many steps the recipe's time has room for, by the pace of a few of the original's."""
+        asked = {"recover": self.recipe.recover, "batch": self.recipe.recover_batch, **self.about}
+
+        def make(folder: Path) -> dict[str, int]:
+            self.told(f"timing {PACED_STEPS} steps of recovery")
+            ends: list[float] = []
+            trial = self._recovery(PACED_STEPS + 1)  # the first one warms up
+            recover(self.base, self.base, self.samples, trial, progress=lambda step, loss: ends.append(monotonic()))
+            pace = (ends[-1] - ends[0]) / PACED_STEPS
+            return {"steps": int(parse_duration(self.recipe.recover) / pace)}
+
+        return self.run.stage("pace", asked, make)["steps"]
+
+    def _recovery(self, steps: int) -> Recovery:
         return Recovery(
-            self.recipe.recover_steps,
+            steps,
             self.recipe.recover_batch,
             self.recipe.recover_rate,
             classes=self.classes,

@@ -46,6 +46,7 @@ def recipe_options(command: Any) -> Any:
         click.option("--augment", is_flag=True, help="That training flips images and moves them by some pixels."),
         click.option("--lorita-factors", type=int, help="Factors that a layer is trained as (default: 2)."),
         click.option("--melting", help="With layercollapse: taught (default), vision, vgg, language or early."),
+        click.option("--recover", help="How long the final recovery may take: 10min."),
         click.option("--recover-steps", type=int, help="Optimiser steps of the final recovery (default: 400)."),
         click.option("--recover-batch", type=int, help="Samples a step (default: 64)."),
         click.option("--recover-rate", type=float, help="Peak learning rate (default: 0.001)."),

@@ -58,7 +58,7 @@ class Network:
 
     def edited(self, graph: fx.GraphModule, edit: Edit) -> Network:
         """The network after `edit`: the graph is cleaned, checked and recompiled; unused layers are dropped."""
-        graph.graph.eliminate_dead_code()
+        graph.graph.eliminate_dead_code(_stays)
         graph.delete_all_unused_submodules()
         graph.graph.lint()
         graph.recompile()
@@ -144,6 +144,15 @@ def probe_shapes(network: Network) -> dict[str, tuple[tuple[int, ...], tuple[int
         for hook in hooks:
             hook.remove()
     return shapes
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether a node nobody reads stays: an input, the output, and what writes over a value that others read.
+
+    fx by itself also keeps attention, which could draw random numbers; here it never drops anything.
+    """
+    writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return node.op in ("placeholder", "output") or writes
 
 
 def free_name(root: nn.Module, wanted: str) -> str:

@@ -115,6 +115,8 @@ REFUSED = {
         {"latency": "12"}, "LATENCY_UNIT", "it has no unit; the units are us, ms, s, %", "--latency 12"),
     "latency in minutes": (
         {"latency": "12min"}, "LATENCY_UNIT", "'min' is not a unit", "us, ms, s, %"),
+    "recovery without a unit": (
+        {"recover": "10"}, "RECOVER_UNIT", "it has no unit; the units are s, min, h", "--recover 10"),
     "latency of nothing": (
         {"latency": "0ms"}, "LATENCY_VALUE", "greater than zero"),
     "drop without a unit": (

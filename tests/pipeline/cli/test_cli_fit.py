@@ -29,7 +29,7 @@ emulated = [
 
 STEPS = 60
 MODEL = ["model.py:tiny", "--weights", "weights.safetensors", "--data", "labelled.npz", "--test", "test.npz"]
-JOB = [*MODEL, "--target", "pixel-4-cpu", "--latency", "54%", "--max-drop", "99pt", "--format", "tflite",
+JOB = [*MODEL, "--target", "pixel-4-cpu", "--latency", "50%", "--max-drop", "99pt", "--format", "tflite",
        "--recover-steps", STEPS]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ class TestAFit:
         record = read_run(run / "report.json")
         assert (record.verdict, record.exit_code, record.target.name) == ("met", 0, "pixel-4-cpu")
         winner, original = record.primary(record.chosen), record.primary(record.base)
-        assert record.goal.latency_ms == pytest.approx(0.54 * original.median_ms)
+        assert record.goal.latency_ms == pytest.approx(0.5 * original.median_ms)
         assert winner.high_ms <= record.goal.latency_ms and winner.instructions < original.instructions
         assert record.chosen.edits and record.chosen.parameters < record.base.parameters
         assert record.base.quality.metric == "top-1" and record.base.quality.value_percent > 90
@@ -133,9 +133,11 @@ class TestAFit:
         assert hashes(again) == hashes(job[0])
 
     def test_that_loses_more_quality_than_allowed_is_not_met(self, again: Path) -> None:
+        """Quality is agreement with the original here: every answer that changes is lost."""
         recipe = (again / "recipe.toml").read_text()
-        assert recipe.count('"99pt"') == 1
-        (again / "recipe.toml").write_text(recipe.replace('"99pt"', '"0pt"'))
+        assert recipe.count('"99pt"') == recipe.count('"test.npz"') == 1
+        stricter = recipe.replace('"99pt"', '"0pt"').replace('"test.npz"', '"unlabelled.npz"')
+        (again / "recipe.toml").write_text(stricter)
         done = planish("fit", "--resume", again, "-q")
         record = read_run(again / "report.json")
         assert (done.exit_code, record.verdict, record.exit_code) == (3, "not-met", 3)
@@ -220,7 +222,7 @@ def test_dry_run_plans_and_writes_nothing(in_user_folder: Path, tmp_path: Path, 
     done = planish("fit", *JOB, "-o", tmp_path / "run", "--dry-run", "--json")
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["edits"] and result["predicted_ms"] <= 0.6 * result["base_ms"]
+    assert result["edits"] and result["predicted_ms"] <= 0.5 * result["base_ms"]
     assert result["recipe"]["recover_steps"] == STEPS
     assert sorted(in_user_folder.rglob("*")) == before and not any(tmp_path.iterdir())
 

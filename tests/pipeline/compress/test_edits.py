@@ -12,6 +12,8 @@ from calibration.statistics import collect
 from pipeline.compress.algebra import operator_of
 from pipeline.compress.linearize import channel_dims, linearize, sites
 from pipeline.compress.merge import merge
+from pipeline.compress.refit import refit
+from pipeline.compress.regions import regions
 from pipeline.compress.truncate import factors, truncate
 from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
@@ -107,3 +109,24 @@ def test_truncation_error_is_the_dropped_spectrum() -> None:
         reduce, expand = factors(operator, rank)
         error = (expand.weight.flatten(1) @ reduce.weight.flatten(1) - operator.weight.flatten(1)).norm()
         assert error.item() == pytest.approx(values[rank:].square().sum().sqrt().item(), abs=1e-9)
+
+
+class Attending(torch.nn.Module):
+    """Input [N, 4, 8], output [N, 3]: attention over its own values, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.head = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.wide(x)[:, None].chunk(3, dim=-1)
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)[:, 0]
+        return self.head((x + self.narrow(attended)).mean(1))
+
+
+def test_attention_that_nobody_reads_goes_with_its_layers() -> None:
+    network = from_program(export_program(Attending().eval(), (torch.randn(2, 4, 8),)))
+    (region,) = (r for r in regions(network) if r.layers == ("wide", "narrow") and r.end.startswith("add"))
+    passed = replay(network, [refit(region, ())])
+    assert list(passed.layers()) == ["head"]
+    assert not any("attention" in str(node.target) for node in passed.graph.graph.nodes)

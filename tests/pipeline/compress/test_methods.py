@@ -323,6 +323,17 @@ def test_a_killed_training_resumes_to_the_same_bits(method, epochs, folder: Path
     assert not (resumed.run.root / "scratch").exists()
 
 
+def test_a_time_for_recovery_becomes_a_number_of_steps_that_a_resumed_run_keeps(folder: Path) -> None:
+    told: list[str] = []
+    asked = stages(folder, "run", told.append, recover="2s")
+    steps = asked.training.recovery.steps
+    assert steps > 8 and told.count("timing 8 steps of recovery") == 1
+    asked.run._lock.close()
+    again = stages(folder, "run", told.append, recover="2s")
+    assert again.training.recovery.steps == steps and told.count("timing 8 steps of recovery") == 1
+    assert stages(folder, "none", recover="0s").training.recovery.steps == 0
+
+
 def test_other_settings_are_another_training(folder: Path) -> None:
     asked = {"method": "lorita", "train_epochs": 2.0}
     found = {
