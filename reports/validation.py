@@ -26,7 +26,8 @@ def markdown(results: Results) -> str:
         f"Written by `{results.command}` on {results.date} with {versions}. Networks are built operator for operator "
         "from `targets/validation/networks`, with random weights; published figures and their sources are in "
         "`targets/validation/published.csv`. Where the published program gives every operator an array of its own to "
-        f"write to ({APART}), so does the emulated artifact. No figure here was used to set a number of a core or a profile.",
+        f"write to ({APART}), so does the emulated artifact. No figure here was used to set a number of a core or a "
+        "profile.",
     ]
     if same:
         parts += ["## The same runtime", _summary(same), _cases(same)]
