@@ -30,7 +30,7 @@ __all__ = ["CostTable", "Operator", "build"]
 FORMATS = ("tflite", "onnx")
 ALIKE = "scale"  # the class that prices an operator which the runtime fused wherever it was met
 COMMITTED = PROFILES / "costs"
-MODEL = 4  # of costs, in the tables' files; raise it with any change of `cost_model`'s terms or fit
+MODEL = 5  # of costs, in the tables' files; raise it with any change of `cost_model`'s terms or fit
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from targets.operator import UNARY, Operator
 ROWS, COLUMNS, DEPTH = (1, 2, 4, 6, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4)
 WIDE, NARROW = 8, 2  # output channels of XNNPACK's two float kernels on ARM64
 FLOAT = 4  # bytes
+ROUNDS, SMALL_ERROR = 5, 0.02  # of reweighting; relative errors below which all count alike
 Tile = tuple[int, int, int]
 Caches = tuple[float, ...]  # bytes of each level, the first first
-STREAMED = (*UNARY, "add", "mul", "scale", "transpose", "transpose_copy", "concat", "resize")
+STREAMED = (*UNARY, "add", "mul", "scale", "transpose", "transpose_copy", "transpose_words", "concat", "resize")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def classify(operator: Operator, format: str) -> str:
     if kind not in ("conv", "linear"):
         if kind == "transpose" and operator.groups == 1:
             return "transpose_copy"  # of one head: nothing changes places
+        if kind == "transpose" and channels_of_a_head(operator) <= 2:
+            return "transpose_words"  # moved as words of four or eight bytes, not as blocks
         return "global_pool" if operator.is_global_pool else kind
     strided = "_strided" if format == "onnx" and operator.stride != (1, 1) else ""
     if operator.is_depthwise:
@@ -59,12 +62,19 @@ def classify(operator: Operator, format: str) -> str:
         return own if own == "depthwise" else own + strided
     channels = operator.out_channels // operator.groups
     if operator.groups == 1 and operator.kernel == operator.stride == (1, 1):
-        name = "pointwise" if kind == "conv" else "vector" if operator.pixels == 1 else "matrix"
+        if operator.pixels == 1:
+            name = "vector" if kind == "linear" else "pixel"
+        else:
+            name = "matrix" if kind == "linear" else "pointwise"
         wasted, wasted_narrow = -channels % WIDE, -channels % NARROW
         narrow = channels < WIDE or (wasted_narrow < wasted and 100 * wasted > channels)
     else:
         name, narrow = ("dense" if operator.groups == 1 else "grouped") + strided, channels < WIDE
     return f"{name}_narrow" if narrow and format == "tflite" else name
+
+
+def channels_of_a_head(operator: Operator) -> int:
+    return operator.out_channels // operator.groups
 
 
 def terms(name: str, operator: Operator, tile: Tile, caches: Caches) -> tuple[float, ...]:
@@ -75,7 +85,7 @@ def terms(name: str, operator: Operator, tile: Tile, caches: Caches) -> tuple[fl
     outputs = pixels * channels
     if name in STREAMED:
         held = FLOAT * (inputs + outputs)
-        chunks = pixels * operator.groups if name == "transpose" else pixels
+        chunks = pixels * operator.groups if name.startswith("transpose") else pixels
         return (outputs, chunks, 1, *(max(0.0, held - cache) for cache in caches))
     taps, lines = operator.kernel[0] * operator.kernel[1], operator.out_size[0]
     if name == "matmul":
@@ -136,9 +146,10 @@ def overflows(name: str, caches: Caches) -> int:
 def fit(
     name: str, timed: Sequence[tuple[Operator, float]], caches: Caches, bandwidth_gb_s: float | None = None
 ) -> ClassModel:
-    """Fit class `name` to (operator, milliseconds) pairs by non-negative least squares of the relative error.
+    """Fit class `name` to (operator, milliseconds) pairs by the least absolute relative error; no weight is negative.
 
-    The tile is the one with the least error.
+    Not its square: an operator that the terms cannot tell from others, and is many times cheaper, would draw all of
+    them down. The tile is the one with the least error.
 
     Args:
         bandwidth_gb_s: of memory; bounds what a byte past a cache costs.
@@ -152,7 +163,7 @@ def fit(
         tilings = [(rows, columns, 1) for rows in range(1, 9) for columns in (*COLUMNS, 32, 64)]
     else:
         tilings = list(itertools.product(ROWS, COLUMNS, DEPTH))
-    fits = (_least_squares(name, timed, tile, caches, dearest) for tile in tilings)
+    fits = (_least_error(name, timed, tile, caches, dearest) for tile in tilings)
     _, tile, weights = min(fits, key=lambda found: found[0])
     return ClassModel(tile, weights, len(timed))
 
@@ -161,7 +172,7 @@ def _dot(weights: Sequence[float], values: Sequence[float]) -> float:
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def _least_squares(
+def _least_error(
     name: str, timed: Sequence[tuple[Operator, float]], tile: Tile, caches: Caches, dearest: float | None
 ) -> tuple[float, Tile, tuple[float, ...]]:
     """(residual, tile, weights) of one tile."""
@@ -172,14 +183,19 @@ def _least_squares(
     matrix /= numpy.array([ms for _, ms in timed])[:, None]
     scale = matrix.max(axis=0)
     scale[scale == 0] = 1.0  # a cache that nothing overflows
-    weights, residual = nnls(matrix / scale, numpy.ones(len(timed)))
-    bytes_ = overflows(name, caches)
-    if dearest is not None and bytes_ and (weights[-bytes_:] > dearest * scale[-bytes_:]).any():
-        most = numpy.full(len(scale), numpy.inf)
+    matrix /= scale
+    most = numpy.full(len(scale), numpy.inf)
+    if dearest is not None and (bytes_ := overflows(name, caches)):
         most[-bytes_:] = dearest * scale[-bytes_:]
-        weights = lsq_linear(matrix / scale, numpy.ones(len(timed)), (0, most), method="bvls").x.clip(min=0)
-        residual = float(numpy.linalg.norm(matrix / scale @ weights - 1))
-    return float(residual), tile, tuple(float(weight) for weight in weights / scale)
+    emphasis = numpy.ones(len(timed))
+    for _ in range(ROUNDS):  # least squares, reweighted towards the least absolute error
+        rows = matrix * emphasis[:, None]
+        weights, _ = nnls(rows, emphasis)
+        if (weights > most).any():
+            weights = lsq_linear(rows, emphasis, (0, most), method="bvls").x.clip(min=0)
+        errors = numpy.abs(matrix @ weights - 1)
+        emphasis = 1 / numpy.sqrt(numpy.maximum(errors, SMALL_ERROR))
+    return float(errors.mean()), tile, tuple(float(weight) for weight in weights / scale)
 
 
 def to_json(model: ClassModel) -> dict[str, Any]:
