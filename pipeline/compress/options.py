@@ -17,7 +17,7 @@ class Option:
     """One way to make a stretch cheaper. Two options whose spans do not overlap can be taken together.
 
     Attributes:
-        kind: `merge`, `truncate` or `refit`.
+        kind: `merge`, `truncate`, `refit` or `collapse`.
         site: the first layer it is about, as the user knows it.
         span: positions in the graph of the first and the last node it replaces.
         saving_ms: by the cost table.
