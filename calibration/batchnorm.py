@@ -27,9 +27,11 @@ def reestimate(module: nn.Module, batches: Iterable[Batch], reference: nn.Module
     plain samples can serve it worse. With a `reference`, the network that `module` was edited from, only what the edits
     changed is made up for. With the reference's statistics on the same batches marked r,
 
-        mean <- mean + (mean_now - mean_r),    variance <- variance * variance_now / variance_r
+        ratio = (variance_now + eps) / (variance_r + eps)
+        variance + eps <- (variance + eps) ratio,    mean <- mean_now + (mean - mean_r) sqrt(ratio)
 
-    so a network that computes what the reference does stays as it is.
+    so what a norm gives has the mean and the deviation that the reference's gives there, and a network that computes what the reference does stays as it is. A channel that is constant on the samples by now
+    says nothing of its variance, which stays.
 
     Everything but the batch norms is in eval mode meanwhile; all modes are restored. Without a batch norm that keeps
     running statistics this does nothing, and no batch is read. A batch of one sample has no statistics and is left out.
@@ -64,8 +66,10 @@ def reestimate(module: nn.Module, batches: Iterable[Batch], reference: nn.Module
         if not now.count:  # a norm that never ran keeps what it had
             continue
         if before is not None and before.count:
-            part.running_mean += now.mean - before.mean
-            part.running_var *= now.covariance / before.covariance.clamp_min(torch.finfo(torch.float32).tiny)
+            ratio = (now.covariance + part.eps) / (before.covariance + part.eps)
+            variance = (part.running_var + part.eps) * ratio - part.eps
+            part.running_mean.copy_(now.mean + (part.running_mean - before.mean) * ratio.sqrt())
+            part.running_var.copy_(torch.where(now.covariance > 0, variance.clamp_min(0), part.running_var))
         else:
             part.running_mean.copy_(now.mean)
             part.running_var.copy_(now.products / (now.count - 1))

@@ -141,9 +141,12 @@ class Stages:
         base = self.training.factorized() if self.recipe.method == "lorita" else self.base
         macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
         count = min(len(self.samples.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
-        batches = [x for x, _ in self.samples.calibration.take(count).batches(BATCH)]
+        samples = self.samples.calibration
+        count = min(count, max(1, len(samples) // 4))
+        batches = [x for x, _ in samples.take(count).batches(BATCH)]
+        fitted = [x for x, _ in samples.select(range(count, len(samples))).batches(BATCH)]
         recipe, classes = self.recipe, self.classes is not None
-        knobs = {"linearize": recipe.linearize, "ranks": recipe.ranks, "melted": self.training.melted}
+        knobs = {"fitted": fitted, "linearize": recipe.linearize, "ranks": recipe.ranks, "melted": self.training.melted}
         subject = Subject(base, self.statistics, batches, self.costs, classes, progress=self.progress, **knobs)
         return planner(recipe.method, subject)
 
@@ -158,7 +161,7 @@ class Stages:
     @property
     def _about_plan(self) -> dict[str, Any]:
         costs = hashlib.sha256(repr((self.costs.classes, self.costs.invoke_ms)).encode()).hexdigest()
-        return {**self._about_base, "costs": costs}
+        return {**self._about_base, "costs": costs, "output": self.recipe.output}
 
     @property
     def _about_training(self) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def analyse(
     classes: bool,
     progress: Callable[[str], None] = lambda text: None,
     *,
+    fitted: Sequence[Tensor] | None = None,
     kinds: Sequence[str] = KINDS,
     levels: bool = False,
 ) -> Analysis:
@@ -91,12 +92,16 @@ def analyse(
         base: the original network.
         statistics: entropies and affine fits of its rectifiers.
         samples: batches [B, ...] float32 of calibration data, a few hundred samples; used for every measurement.
+        fitted: others, which refits are fitted to; without them three quarters of `samples` are, and only the last
+            quarter measures.
         costs: the target's cost table.
         classes: the outputs are rows of class scores.
         kinds: of the options.
         levels: also measure every number of linear activations.
     """
     batches = list(samples)
+    if fitted is None:
+        fitted, batches = _divided(batches)
     reference = run(base, batches)
 
     def damage_of(network: Network) -> float:
@@ -114,8 +119,15 @@ def analyse(
         if "merge" in kinds:
             found += _measured_alone(base, merges, batches, damage_of, progress)
     if "refit" in kinds:
-        found += refit_options(base, batches, damage_of, costs, times, rejected, progress)
+        found += refit_options(base, fitted, damage_of, costs, times, rejected, progress)
     return Analysis(base_ms, tuple(steps), tuple(found), tuple(rejected))
+
+
+def _divided(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Three quarters of the samples, and the last quarter."""
+    whole = torch.cat(list(batches))
+    size, last = len(batches[0]), max(1, len(whole) // 4)
+    return list(whole[:-last].split(size)), list(whole[-last:].split(size))
 
 
 def run(network: Network, batches: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """The methods that a recipe can name: each turns a network into something that answers a budget with a plan.
 
     auto           closed-form refits and merges of every region, one dynamic programme over all (ours)
-    easier         the activations of lowest entropy become linear, and what that leaves is merged (EASIER, 2024)
+    easier         the activations of lowest entropy become linear, and what that leaves is merged (EASIER, 2024); all
+                   at once, its rounds of removal and training are `easier.iterate`
     layermerge     which layers merge and which go, by a dynamic programme on tables (LayerMerge, ICML 2024)
     depth-dp       which activations go, by its predecessor's two dynamic programmes (Kim et al., 2023)
     layercollapse  the MLPs from the last one on melt and become one layer each (LayerCollapse, arXiv 2311.17943)
@@ -75,6 +76,7 @@ class _Auto(_OfTheBase):
             subject.costs,
             subject.classes,
             subject.progress,
+            fitted=subject.fitted,
             levels=subject.linearize > 0,
         )
 
@@ -91,7 +93,7 @@ class _Easier(_Auto):
 
     def _analysed(self, subject: Subject) -> Analysis:
         rest = (subject.statistics, subject.batches, subject.costs, subject.classes, subject.progress)
-        return analyse(subject.base, *rest, kinds=(), levels=True)
+        return analyse(subject.base, *rest, fitted=(), kinds=(), levels=True)
 
     def plan(self, budget_ms: float) -> Plan:
         levels = self.analysis.levels

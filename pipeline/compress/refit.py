@@ -115,6 +115,8 @@ def shape_of(region: Region, shapes: dict[str, tuple[int, ...]]) -> Shape | None
     if between and max(inside[channels], out[channels]) > WIDER * min(between):
         return None
     most = MOST_FEATURES if len(region.layers) == 1 else MOST_FEATURES_OF_SEVERAL
+    if max(inside[channels], out[channels]) > most:
+        return None
     if maps:
         widest = max(k for k in KERNELS if k == 1 or (k <= region.reach and inside[1] * k * k <= most))
         shape = Shape(inside[1], out[1], tuple(inside[2:]), tuple(out[2:]), False, widest)

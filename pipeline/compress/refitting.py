@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from calibration.batchnorm import reestimate
 from calibration.regression import Regression, RegressionMoments
+from pipeline.compress.algebra import is_layer
 from pipeline.compress.options import Option
-from pipeline.compress.refit import Fitter, Form, Shape, forms, operators, refit, shape_of
+from pipeline.compress.refit import KERNELS, Fitter, Form, Shape, forms, operators, refit, shape_of
 from pipeline.compress.regions import Region, regions
 from pipeline.compress.taps import Taps
 from pipeline.compress.truncate import ranks
@@ -27,7 +30,9 @@ from targets.cost import CostTable
 from targets.operator import pointwise
 
 LEAST_SAVING = 0.005  # of the network's time; below it a refit is not worth looking at
-ROWS_A_FEATURE, LEAST_ROWS = 8, 16384  # observations a fit takes
+ROWS_A_FEATURE, LEAST_ROWS = 8, 16384  # observations a fit takes, where the samples have as many
+FEWEST_ROWS = 4  # a feature: with fewer a fit follows the samples, not the network
+POSITIONS = 64  # of one sample at most, in a plan's fits
 POWERS = (0.5, 4.0)  # of the residual that damage may rise with
 MOST_BYTES = 1 << 30  # of moments that are collected in one pass over the samples
 
@@ -44,12 +49,16 @@ def refit_options(
     """The refits of every region that save time and are not dominated: none saves more at a smaller residual.
 
     The damage of two forms a region is measured; that of the others follows from their residuals.
+
+    Args:
+        batches: what the refits are fitted to.
+        damage_of: measures on other samples.
     """
-    shapes = node_shapes(base)
+    shapes, samples = node_shapes(base), sum(len(batch) for batch in batches)
     wanted: dict[Region, tuple[Shape, dict[Form, float]]] = {}
     for region in regions(base):
         shape = shape_of(region, shapes)
-        if shape is None:
+        if shape is None or (shape := _observed_enough(shape, samples)) is None:
             continue
         rectified = _rectified(region, shape, base, costs)
         before = _milliseconds_of(region, base, times)
@@ -94,7 +103,30 @@ def refit_options(
                     form=form,
                 )
             )
+    covered = {layer for option in found for layer in option.region.layers} | {site for _, site, _ in rejected}
+    rejected += [("refit", name, why) for name, why in _left_alone(base) if name not in covered]
     return found
+
+
+def _observed_enough(shape: Shape, samples: int) -> Shape | None:
+    """The shape with the widest kernel that the samples can fit; None where they cannot fit even a pointwise one."""
+    rows = samples * math.prod(shape.out_size)
+    kernels = [k for k in KERNELS if k <= shape.kernel and rows >= FEWEST_ROWS * shape.in_channels * k * k]
+    return replace(shape, kernel=kernels[-1]) if kernels else None
+
+
+def _left_alone(network: Network) -> Iterator[tuple[str, str]]:
+    """(layer, why) of every layer with weights, for those that no option is about."""
+    editable = network.editable()
+    for name, layer in network.layers().items():
+        if getattr(layer, "weight", None) is None or layer.weight.ndim < 2:
+            continue
+        if name not in editable:
+            yield name, "it is used at several places, or its weights are read elsewhere"
+        elif not is_layer(layer):
+            yield name, f"there is no refit of a {type(layer).__name__}"
+        else:
+            yield name, "no stretch with it has a cheaper form that the samples are enough to fit"
 
 
 def realise(
@@ -178,7 +210,8 @@ def _curve(
     if residuals[middle] >= residuals[worst]:
         return dict.fromkeys(forms_, most)
     fall = math.log(max(most, 1e-9) / max(measured(middle), 1e-9))
-    power = min(max(fall / math.log(residuals[worst] / max(residuals[middle], 1e-12)), POWERS[0]), POWERS[1])
+    rise = math.log(max(residuals[middle] / residuals[worst], 1e-12))
+    power = min(max(-fall / rise, POWERS[0]), POWERS[1])
     return {form: most * (residuals[form] / residuals[worst]) ** power for form in forms_}
 
 
@@ -203,8 +236,18 @@ def _positions(shape: Shape, samples: int) -> int | None:
     """Output positions of a sample that a fit looks at."""
     if shape.tokens:
         return None
-    features = shape.in_channels * shape.kernel**2
-    return -(-max(ROWS_A_FEATURE * features, LEAST_ROWS) // samples)
+    return -(-_rows(shape) // samples)
+
+
+def _rows(shape: Shape) -> int:
+    """Observations that a fit takes."""
+    return max(ROWS_A_FEATURE * shape.in_channels * shape.kernel**2, LEAST_ROWS)
+
+
+def _first(batches: Sequence[Tensor], samples: int) -> list[Tensor]:
+    """The first batches that hold so many samples, or all."""
+    held = [0, *accumulate(len(batch) for batch in batches)]
+    return [batch for batch, before in zip(batches, held) if before < samples]
 
 
 def _moments(
@@ -228,20 +271,24 @@ def _moments(
 def _collected(
     base: Network, group: Mapping[Region, RegressionMoments], batches: Sequence[Tensor]
 ) -> Iterator[tuple[Region, Regression]]:
-    sources, ends = {region.source for region in group}, {region.end: [] for region in group}
+    sources, ends = {region.source: 0 for region in group}, {region.end: [] for region in group}
     for region in group:
         ends[region.end].append(region)
+        sources[region.source] += 1
     held: dict[str, Tensor] = {}
+    waiting: dict[str, int] = {}  # regions that still need a source
 
     def see(name: str, value: Tensor) -> None:
         for region in ends.get(name, ()):
             group[region].add(held[region.source], value)
+            waiting[region.source] -= 1
+            if not waiting[region.source]:
+                del held[region.source]
         if name in sources:
-            held[name] = value.clone()  # a sum may work in place on it
+            held[name], waiting[name] = value.clone(), sources[name]  # a sum may work in place on it
 
-    taps = Taps(base, sources | ends.keys(), see)
+    taps = Taps(base, sources.keys() | ends.keys(), see)
     for batch in batches:
-        held.clear()
         taps.show(batch)
     for region, moments in group.items():
         yield region, moments.regression
@@ -251,7 +298,9 @@ def _between(
     network: Network, source: str, base: Network, region: Region, shape: Shape, batches: Sequence[Tensor]
 ) -> Regression:
     """From what the edited network feeds the region to what the original gives there."""
-    samples = sum(len(batch) for batch in batches)
+    places = 1 if shape.tokens else min(POSITIONS, math.prod(shape.out_size))
+    used = _first(batches, -(-_rows(shape) // places))
+    samples = sum(len(batch) for batch in used)
     moments = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples), tokens=shape.tokens)
     seen: list[Tensor] = []
 
@@ -259,7 +308,7 @@ def _between(
         seen.append(value.clone())
 
     entering, leaving = Taps(network, {source}, see), Taps(base, {region.end}, see)
-    for batch in batches:
+    for batch in used:
         entering.show(batch)
         leaving.show(batch)
         moments.add(*seen)

@@ -36,6 +36,7 @@ class Subject:
         base: the original network; for `lorita` what its training made of it.
         statistics: entropies and affine fits of its rectifiers.
         batches: [B, ...] float32 of calibration data, for every measurement of damage.
+        fitted: others, for fits; see `analyse`.
         costs: the target's cost table.
         classes: the outputs are rows of class scores.
         linearize: at least this many activations become linear, where the method has that knob.
@@ -48,6 +49,7 @@ class Subject:
     batches: Sequence[Tensor]
     costs: CostTable
     classes: bool
+    fitted: Sequence[Tensor] | None = None
     linearize: int = 0
     progress: Callable[[str], None] = field(default=lambda text: None)
     ranks: Selector = "global"

@@ -102,3 +102,33 @@ def test_a_left_over_sample_is_left_out_and_alone_is_an_error():
         reestimate(net, [torch.ones(1, 1)])
     assert caught.value.code == "DATA_EMPTY"
     assert net[0].running_mean.item() == 1.0
+
+
+def test_a_network_stays_as_it_is_beside_itself_even_where_a_channel_is_constant() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        net[0].weight[0] = 0  # this channel says nothing on any sample
+        net[1].running_var.copy_(torch.tensor([0.7, 2.0, 0.1, 5.0]))
+        net[1].running_mean.copy_(torch.tensor([0.2, -1.0, 0.0, 3.0]))
+    before = [net[1].running_mean.clone(), net[1].running_var.clone()]
+    same = copy.deepcopy(net)
+    reestimate(same, torch.randn(40, 3, 5, 5).split(10), net)
+    assert torch.allclose(same[1].running_mean, before[0], atol=1e-6)
+    assert torch.allclose(same[1].running_var, before[1], rtol=1e-5)
+
+
+def test_beside_a_reference_only_what_changed_is_made_up_for() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)).eval()
+    with torch.no_grad():
+        net[1].running_var.fill_(3.0)  # not what the samples have
+    louder = copy.deepcopy(net)
+    with torch.no_grad():
+        louder[0].weight *= 2
+        louder[0].weight[1] = 0  # died
+    x = torch.randn(64, 3, 5, 5)
+    expected = net(x)
+    reestimate(louder, x.split(16), net)
+    kept = [0, 2, 3]
+    assert torch.allclose(louder(x)[:, kept], expected[:, kept], atol=1e-3)
+    assert louder[1].running_var[1] == 3.0
