@@ -43,7 +43,7 @@ from targets.profile import Profile
 
 PARITY_SAMPLES = 64
 MEASURED_SAMPLES = 1
-PLANNING_COST_MACS = 3e10  # multiply-accumulates that one measurement of damage may cost, where 32 samples cost less
+PLANNING_COST_MACS = 1e10  # multiply-accumulates that one measurement of damage may cost, where 32 samples cost less
 BATCH = 64
 
 
