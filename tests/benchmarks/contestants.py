@@ -90,14 +90,22 @@ class Contest:
     @cached_property
     def planning(self) -> Sequence[Tensor]:
         """Batches that damage is measured on."""
-        count = self.planned_on or max(32, int(PLANNING_COST_MACS / self.macs))
-        return torch.cat(list(self.calibration))[:count].split(len(self.calibration[0]))
+        return self._batches(slice(self._planned))
+
+    @cached_property
+    def _planned(self) -> int:
+        held = sum(len(batch) for batch in self.calibration)
+        return min(self.planned_on or max(32, int(PLANNING_COST_MACS / self.macs)), held // 4)
+
+    def _batches(self, samples: slice) -> Sequence[Tensor]:
+        return torch.cat(list(self.calibration))[samples].split(len(self.calibration[0]))
 
     @cached_property
     def subject(self) -> Subject:
         self.progress("statistics")
         statistics = collect(self.base.graph, sites(self.base), self.calibration, channel_dims=channel_dims(self.base))
-        return Subject(self.base, statistics, self.planning, self.costs, True, progress=self.progress)
+        others = self._batches(slice(self._planned, None))
+        return Subject(self.base, statistics, self.planning, self.costs, True, fitted=others, progress=self.progress)
 
     @cached_property
     def auto(self) -> Planner:

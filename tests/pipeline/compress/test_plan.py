@@ -256,3 +256,21 @@ def test_analysis_leaves_the_network_as_it_was(base, x, costs) -> None:
     statistics = collect(base.graph, sites(base), [x], channel_dims=channel_dims(base))
     analyse(base, statistics, [x], costs, classes=True, levels=True)
     assert base.fingerprint() == before
+
+
+def test_a_layer_that_the_samples_are_too_few_to_fit_is_left_alone_and_said_so(costs) -> None:
+    """With fewer observations than features least squares repeats the samples, and on others it is noise."""
+    torch.manual_seed(3)
+    wide = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64)).eval()
+    few, many = torch.randn(96, 128), torch.randn(2400, 128)
+    network = from_program(export_program(wide, (few[:2],)))
+    statistics = collect(network.graph, sites(network), [many], channel_dims=channel_dims(network))
+    assert not analyse(network, statistics, [few], costs, classes=False, kinds=("refit",)).options
+    rejected = analyse(network, statistics, [few], costs, classes=False, kinds=("refit",)).rejected
+    assert {"0", "2"} <= {site for _, site, _ in rejected}
+    offered = analyse(network, statistics, [many], costs, classes=False, kinds=("refit",)).options
+    reference, others = run(network, [fresh := torch.randn(2000, 128)]), []
+    for option in offered:
+        damage = divergence(reference, run(replay(network, option.edits), [fresh]), False)
+        others.append(damage / max(option.damage, 1e-9))
+    assert offered and 0.4 < min(others) and max(others) < 2.5
