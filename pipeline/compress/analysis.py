@@ -112,14 +112,17 @@ def analyse(
     rejected: list[tuple[str, str, str]] = []
     found: list[Option] = []
     steps = [Level((), base_ms, 0.0)]
+    if "refit" in kinds:
+        found += refit_options(base, fitted, damage_of, costs, times, rejected, progress)
     if levels or "merge" in kinds:
         merges = _merges(base, statistics, costs, rejected)
         if levels:
             steps += _levels(base, statistics, merges, batches, damage_of, costs, progress)
         if "merge" in kinds:
+            # A merge is one of the linear layers of its shape, and a refit the best of them.
+            refitted = {option.span for option in found}
+            merges = [merge for merge in merges if merge.span not in refitted]
             found += _measured_alone(base, merges, batches, damage_of, progress)
-    if "refit" in kinds:
-        found += refit_options(base, fitted, damage_of, costs, times, rejected, progress)
     return Analysis(base_ms, tuple(steps), tuple(found), tuple(rejected))
 
 
