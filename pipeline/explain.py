@@ -48,7 +48,7 @@ def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
                     else "the activation becomes its best affine fit, one scale and shift a channel"
                 )
             if edit is option.edits[-1]:
-                row["predicted_saving_ms"], row["damage"] = option.saving_ms, option.damage
+                row["predicted_saving_ms"], row["damage"] = option.saving_ms, option.damage or None
             rows.append(row)
     return rows
 
