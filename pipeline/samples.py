@@ -34,7 +34,7 @@ class FitSamples:
             self.test.validate()
         count = min(recipe.calibration_samples, len(self.training))
         chosen = random.Random(recipe.seed).sample(range(len(self.training)), count)
-        self.calibration = self.training.select(sorted(chosen))
+        self.calibration = self.training.select(chosen)  # in no order: any first part is a random one, too
 
 
 def _require_repeatable(samples: Samples) -> None:

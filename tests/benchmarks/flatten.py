@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import sys
 import tempfile
@@ -58,7 +59,9 @@ class Benchmark:
         self.profile = load_profile(TARGET)
         costs = CostTable.load(self.profile, FORMAT)
         self.training, self.test = self.problem.training(), self.problem.test(asked.test)
-        calibration = [x for x, _ in self.training.take(asked.calibration).batches(BATCH)]
+        count = min(asked.calibration, len(self.training))
+        chosen = random.Random(0).sample(range(len(self.training)), count)  # files may be sorted
+        calibration = [x for x, _ in self.training.select(chosen).batches(BATCH)]
         self.contest = Contest(self.problem, costs, calibration, asked.planning, self.progress)
         self.base_ms = sum(milliseconds(self.base, costs).values())
         self.started, self.phase = time.monotonic(), ""
