@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from pipeline.compress.algebra import LinearOperator, operator_of
 from pipeline.compress.ranks import Spectrum, alds, largest_error, total_cost
-from pipeline.compress.truncate import truncate
+from pipeline.compress.truncate import thinned, truncate
 from pipeline.model.edits import Edit, applies
-from pipeline.model.network import Network, add_beside, free_name, substitute
+from pipeline.model.network import Network
 
 STARTS = (1, 3, 5, 7, 9)  # groups, or the nearest there is; 1 is ours: the result is never worse than that of `alds`
 SEEDS = 15
@@ -157,17 +157,5 @@ def _affordable(spectrum: Spectrum, share: float, rounding: float) -> int:
 
 @applies("truncate_grouped")
 def _apply(network: Network, edit: Edit) -> Network:
-    parts = grouped_factors(operator_of(network.layer(edit.site)), edit.arguments["rank"], edit.arguments["groups"])
-    graph = network.copy().graph
-    node = next(n for n in graph.graph.nodes if n.op == "call_module" and n.target == edit.site)
-    source = node.args[0]
-    for suffix, part in zip(("reduce", "expand"), parts, strict=True):
-        name = free_name(graph, f"{edit.site}_{suffix}")
-        module = part.module()
-        if suffix == "reduce":
-            module.bias = None  # zero by construction: the expansion's bias says it all
-        add_beside(graph, name, module)
-        with graph.graph.inserting_before(node):
-            source = graph.graph.create_node("call_module", name, (source,))
-    substitute(node, source)
-    return network.edited(graph, edit)
+    operator = operator_of(network.layer(edit.site))
+    return thinned(network, edit, grouped_factors(operator, edit.arguments["rank"], edit.arguments["groups"]))

@@ -61,12 +61,15 @@ def factors(operator: LinearOperator, rank: int) -> tuple[LinearOperator, Linear
 
 @applies("truncate")
 def _apply(network: Network, edit: Edit) -> Network:
-    operator = operator_of(network.layer(edit.site))
-    reduce, expand = factors(operator, edit.arguments["rank"])
+    return thinned(network, edit, factors(operator_of(network.layer(edit.site)), edit.arguments["rank"]))
+
+
+def thinned(network: Network, edit: Edit, parts: tuple[LinearOperator, LinearOperator]) -> Network:
+    """The network after `edit`, which puts two thin operators, `reduce` and `expand`, in the place of its site."""
     graph = network.copy().graph
     node = next(n for n in graph.graph.nodes if n.op == "call_module" and n.target == edit.site)
     source = node.args[0]
-    for suffix, part in (("reduce", reduce), ("expand", expand)):
+    for suffix, part in zip(("reduce", "expand"), parts, strict=True):
         name = free_name(graph, f"{edit.site}_{suffix}")
         module = part.module()
         if suffix == "reduce":
