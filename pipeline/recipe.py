@@ -39,7 +39,8 @@ class Recipe(BaseModel):
             leaves it to the plan.
         ranks: with `svd` and `lorita`, how ranks are selected: `global`, the largest singular values of all layers
             stay; `local`, the same share of each layer's; `uniform`, the same share of each layer's time; `alds`, the
-            least largest error; `greedy`, step by step by what each does to the outputs, which takes long.
+            least largest error; `alds-grouped`, the same with channels in groups; `greedy`, step by step by what each
+            does to the outputs, which takes long.
         train_epochs: with `lorita` and `layercollapse`, passes over the training samples before the plan.
         augment: that training flips images and moves them by up to four pixels; off for inputs that this changes.
         lorita_factors: how many factors a layer is trained as; 1 is the control, training alone.
@@ -71,7 +72,7 @@ class Recipe(BaseModel):
     channels_last: bool = True
     method: Method = "auto"
     linearize: int = Field(default=0, ge=0)
-    ranks: Literal["global", "local", "uniform", "alds", "greedy"] = "global"
+    ranks: Literal["global", "local", "uniform", "alds", "alds-grouped", "greedy"] = "global"
     train_epochs: float = Field(default=10.0, gt=0)
     augment: bool = False
     lorita_factors: int = Field(default=2, ge=1)

@@ -25,11 +25,13 @@ from pipeline.compress import depth_dp, layermerge
 from pipeline.compress.algebra import shape_of
 from pipeline.compress.analysis import Analysis, analyse
 from pipeline.compress.collapsing import LayerCollapse
+from pipeline.compress.grouped import Choice, alds_grouped, forms_of, grouped_factors, grouped_truncations
 from pipeline.compress.options import Option, most_saving, positions
 from pipeline.compress.plan import Plan, plan
 from pipeline.compress.ranks import (
     Ranks,
     Spectra,
+    Spectrum,
     alds,
     greedy,
     local,
@@ -41,10 +43,11 @@ from pipeline.compress.ranks import (
 )
 from pipeline.compress.segments import Segment, merge_span
 from pipeline.compress.subject import Planner, Rejected, Subject
-from pipeline.compress.truncate import factors, truncatable, truncate
+from pipeline.compress.truncate import factors, truncatable
 from pipeline.model.edits import Edit
 from pipeline.model.network import Network
 from pipeline.model.operators import layer_operator, milliseconds, operators
+from targets.operator import Operator
 
 
 def planner(method: str, subject: Subject) -> Planner:
@@ -213,18 +216,29 @@ class _SVD(_OfTheBase):
             name: spectrum_of(subject.base.layer(name), partial(self._milliseconds, name, self._operators[name]))
             for name in self.times
         }
-        self.damages: dict[tuple[str, int], float] = {}
+        self.damages: dict[tuple[str, Choice], float] = {}
         self.losses: dict[tuple[int | None, ...], float] = {}
 
     @cached_property
-    def _operators(self) -> dict[str, object]:
+    def _operators(self) -> dict[str, Operator]:
         return {row.name: row.operator for row in operators(self.subject.base)}
 
-    def _milliseconds(self, name: str, operator, rank: int | None) -> float:
+    @cached_property
+    def _forms(self) -> dict[str, dict[int, Spectrum]]:
+        """Of each layer the spectrum in every number of groups."""
+        self.subject.progress(f"spectra of {len(self.times)} layers in groups")
+        return {
+            name: forms_of(self.subject.base.layer(name), partial(self._milliseconds, name, self._operators[name]))
+            for name in self.times
+        }
+
+    def _milliseconds(self, name: str, operator: Operator, rank: int | None, groups: int = 1) -> float:
         if rank is None:
             return self.times[name]
+        shape = shape_of(self.subject.base.layer(name))
         with torch.device("meta"):
-            reduce, expand = (part.module() for part in factors(shape_of(self.subject.base.layer(name)), rank))
+            thin = factors(shape, rank) if groups == 1 else grouped_factors(shape, rank, groups)
+            reduce, expand = (part.module() for part in thin)
         costs, out = self.subject.costs, operator.out_size
         return costs.milliseconds(layer_operator(reduce, operator.in_size, out)) + costs.milliseconds(
             layer_operator(expand, out, out)
@@ -240,23 +254,25 @@ class _SVD(_OfTheBase):
 
     def plan(self, budget_ms: float) -> Plan:
         others = self.subject.base_ms - sum(self.times.values())
-        ranks = self._select(budget_ms - others)
-        return _chosen(self.subject, [self._option(n, r) for n, r in ranks.items() if r is not None], budget_ms)
+        chosen = self._select(budget_ms - others)
+        return _chosen(self.subject, [self._option(n, c) for n, c in chosen.items() if c is not None], budget_ms)
 
-    def _select(self, budget_ms: float) -> Ranks:
-        """Ranks for which the layers that could be truncated take at most `budget_ms` together."""
+    def _select(self, budget_ms: float) -> dict[str, Choice | None]:
+        """Rank and groups for which the layers that could be truncated take at most `budget_ms` together."""
         match self.subject.ranks:
+            case "alds-grouped":
+                return alds_grouped(self._forms, budget_ms)
             case "alds":
-                return alds(self.spectra, budget_ms)
+                ranks = alds(self.spectra, budget_ms)
             case "greedy":
-                return greedy(self.spectra, self._loss, budget=budget_ms)
+                ranks = greedy(self.spectra, self._loss, budget=budget_ms)
             case "local":
-                select = partial(local, self.spectra)
+                ranks = within(partial(local, self.spectra), self.spectra, budget_ms)
             case "uniform":
-                select = partial(uniform, self.spectra)
+                ranks = within(partial(uniform, self.spectra), self.spectra, budget_ms)
             case "global":
-                select = partial(pooled, self.spectra, linear=True)
-        return within(select, self.spectra, budget_ms)
+                ranks = within(partial(pooled, self.spectra, linear=True), self.spectra, budget_ms)
+        return {name: None if rank is None else (rank, 1) for name, rank in ranks.items()}
 
     def _loss(self, ranks: Ranks) -> float:
         """Divergence from the original, in the place of the training loss: no labels, and nothing is tuned between."""
@@ -268,14 +284,16 @@ class _SVD(_OfTheBase):
             self.losses[key] = self.subject.damage_of(truncations(ranks))
         return self.losses[key]
 
-    def _option(self, name: str, rank: int) -> Option:
-        edit = truncate(name, rank)
-        if (name, rank) not in self.damages:
+    def _option(self, name: str, choice: Choice) -> Option:
+        rank, groups = choice
+        (edit,) = grouped_truncations({name: choice})
+        if (name, choice) not in self.damages:
             self.subject.progress(f"measuring the damage of truncating {name} to rank {rank}")
-            self.damages[name, rank] = self.subject.damage_of([edit])
-        saving = self.times[name] - self.spectra[name].cost(rank)
-        span, summary = (self.place[name], self.place[name]), f"two thin layers of rank {rank} replace it"
-        return Option("truncate", name, span, saving, self.damages[name, rank], (edit,), summary)
+            self.damages[name, choice] = self.subject.damage_of([edit])
+        spectrum = self.spectra[name] if groups == 1 else self._forms[name][groups]
+        summary = f"two thin layers of rank {rank} replace it" + (f", in {groups} groups" if groups > 1 else "")
+        span, saving = (self.place[name], self.place[name]), self.times[name] - spectrum.cost(rank)
+        return Option("truncate", name, span, saving, self.damages[name, choice], (edit,), summary)
 
 
 PLANNERS: dict[str, Callable[[Subject], Planner]] = {

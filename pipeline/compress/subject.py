@@ -20,7 +20,7 @@ from pipeline.model.operators import milliseconds
 from targets.cost import CostTable
 
 Rejected = tuple[tuple[str, str, str], ...]  # kind, site, reason
-Selector = Literal["global", "local", "uniform", "alds", "greedy"]
+Selector = Literal["global", "local", "uniform", "alds", "alds-grouped", "greedy"]
 
 
 def melted_at_once(network: Network, sites: Sequence[str]) -> Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,10 @@ def planish(*words: object) -> Result:
 
 
 def started(*words: object, **settings: Any) -> subprocess.Popen[str]:
-    """A command in a process of its own."""
+    """A command in a process of its own, which hears SIGINT even where the tests run in the background and do not."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*COMMAND, *map(str, words)], env=ENVIRONMENT, **{**pipes, **settings})
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen([*COMMAND, *map(str, words)], env=ENVIRONMENT, **{**pipes, **listening, **settings})
 
 
 def finished(*words: object) -> subprocess.CompletedProcess[str]:
