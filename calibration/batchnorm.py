@@ -30,8 +30,9 @@ def reestimate(module: nn.Module, batches: Iterable[Batch], reference: nn.Module
         ratio = (variance_now + eps) / (variance_r + eps)
         variance + eps <- (variance + eps) ratio,    mean <- mean_now + (mean - mean_r) sqrt(ratio)
 
-    so what a norm gives has the mean and the deviation that the reference's gives there, and a network that computes what the reference does stays as it is. A channel that is constant on the samples by now
-    says nothing of its variance, which stays.
+    so what a norm gives has the mean and the deviation that the reference's gives there, and a network that computes
+    what the reference does stays as it is. A channel that is constant on the samples by now says nothing of its
+    variance, which stays.
 
     Everything but the batch norms is in eval mode meanwhile; all modes are restored. Without a batch norm that keeps
     running statistics this does nothing, and no batch is read. A batch of one sample has no statistics and is left out.

@@ -9,6 +9,7 @@ import sys
 import click
 
 from pipeline.cli.group import Group
+from pipeline.process import settle
 
 COMMANDS = {
     "fit": "Flatten a network until its exported artifact meets a latency on a target.",
@@ -51,8 +52,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `planish` command."""
-    # On a busy machine, threads that spin while they wait make training ten times slower; read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle()
     # package.module:callable may stand in the folder the user stands in; last, so that it shadows no library
     sys.path.append(os.getcwd())
     cli(prog_name="planish")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calibration.batchnorm import reestimate
 from calibration.statistics import Statistics
+from pipeline.compress.behind import Behind
 from pipeline.compress.distance import distance
 from pipeline.compress.linearize import channel_dims, linearize
 from pipeline.compress.merge import merge
@@ -113,7 +114,13 @@ def analyse(
     found: list[Option] = []
     steps = [Level((), base_ms, 0.0)]
     if "refit" in kinds:
-        found += refit_options(base, fitted, damage_of, costs, times, rejected, progress)
+        behind = Behind(base, batches)
+
+        def damage_behind(edited: Network, place: int) -> float:
+            behind.advance(place)
+            return divergence(reference, behind.outputs(edited), classes)
+
+        found += refit_options(base, fitted, damage_behind, costs, times, rejected, progress)
     if levels or "merge" in kinds:
         merges = _merges(base, statistics, costs, rejected)
         if levels:

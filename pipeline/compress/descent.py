@@ -237,7 +237,7 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     image = torch.arange(count)[:, None, None]
     rows = (top[:, None] + torch.arange(height))[:, :, None]
     columns = (left[:, None] + torch.arange(width))[:, None, :]
-    return padded[image, :, rows, columns].permute(0, 3, 1, 2).contiguous()
+    return padded[image, :, rows, columns].permute(0, 3, 1, 2)  # channels last, as samples come
 
 
 def require_labels(samples: Samples, purpose: str) -> None:

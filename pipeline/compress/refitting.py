@@ -40,7 +40,7 @@ MOST_BYTES = 1 << 30  # of moments that are collected in one pass over the sampl
 def refit_options(
     base: Network,
     batches: Sequence[Tensor],
-    damage_of: Callable[[Network], float],
+    damage_of: Callable[[Network, int], float],
     costs: CostTable,
     times: Mapping[str, float],
     rejected: list[tuple[str, str, str]],
@@ -52,11 +52,12 @@ def refit_options(
 
     Args:
         batches: what the refits are fitted to.
-        damage_of: measures on other samples.
+        damage_of: measures on other samples a network that was edited from some place in the graph on; it is asked in
+            the order of these places.
     """
     shapes, samples = node_shapes(base), sum(len(batch) for batch in batches)
     wanted: dict[Region, tuple[Shape, dict[Form, float]]] = {}
-    for region in regions(base):
+    for region in sorted(regions(base), key=lambda region: region.span):
         shape = shape_of(region, shapes)
         if shape is None or (shape := _observed_enough(shape, samples)) is None:
             continue
@@ -86,7 +87,8 @@ def refit_options(
         progress(f"measuring the damage of refitting {region.site} .. {region.layers[-1]}")
 
         def measured(form: Form, region: Region = region, fitter: Fitter = fitter) -> float:
-            return damage_of(replay(base, [refit(region, fitter.fit(form).layers, skip=form.skip)]))
+            edited = replay(base, [refit(region, fitter.fit(form).layers, skip=form.skip)])
+            return damage_of(edited, region.span[0])
 
         damages = _curve(kept, residuals, measured)
         for form in kept:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from pipeline.compress.algebra import is_layer
 from pipeline.compress.linearize import RECTIFIERS
 from pipeline.compress.merge import ADDITIONS
-from pipeline.model.network import Network
+from pipeline.model.network import Network, writes
 
 LONGEST = 6  # layers in one region; what is longer no linear layer follows
 
@@ -93,9 +92,7 @@ def _values_of(node: fx.Node) -> set[fx.Node]:
 
 def _computes(node: fx.Node) -> bool:
     """Whether a node may go with its region: not the network's input, and nothing that writes over what it reads."""
-    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-        return not node.target._schema.is_mutable
-    return node.op in ("call_module", "call_function")
+    return node.op in ("call_module", "call_function") and not writes(node)
 
 
 def _region(network: Network, source: fx.Node, inside: set[fx.Node], position: dict[fx.Node, int]) -> Region:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from pipeline.export import worker
 from pipeline.export.artifact import Artifact, TensorSpec, sha256_of, with_range
+from pipeline.process import give_back_memory
 from targets.errors import MissingEnvironmentError, PlanishError, UsageError, VerificationError, nearest
 
 MODULES = {"onnx": "pipeline.export.onnx", "tflite": "pipeline.export.litert"}
@@ -151,6 +152,7 @@ def _run(command: list[str], *, captured: int, held: int, timeout_s: float, prog
     phases, phases_in = os.pipe()
     process = None
     phase = "starting the converter"
+    give_back_memory()
     try:
         process = subprocess.Popen(
             [*command, "--progress-fd", str(phases_in)],

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from pipeline.model.network import writes
+
 aten = torch.ops.aten
 
 
@@ -67,6 +69,7 @@ def lift(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, dict[st
         elif node.op == "get_attr":
             _copy_attribute(module, root, node.target)
     _plain_signature(graph)
+    _reshape_views(graph)
     lifted = fx.GraphModule(root, graph)
     lifted.graph.eliminate_dead_code()
     lifted.recompile()
@@ -252,6 +255,15 @@ def _written_value_is_read(node: fx.Node) -> bool:
     others = [user for user in source.users if user is not node]
     behind = set(_behind(node))
     return not node.users or _is_view(source) or any(user in behind or _is_view(user) for user in others)
+
+
+def _reshape_views(graph: fx.Graph) -> None:
+    """A view becomes a reshape, which takes values of any memory layout, unless something is written in place."""
+    if any(map(writes, graph.nodes)):
+        return
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
 
 
 def _behind(node: fx.Node) -> Iterator[fx.Node]:

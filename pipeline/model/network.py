@@ -151,8 +151,12 @@ def _stays(node: fx.Node) -> bool:
 
     fx by itself also keeps attention, which could draw random numbers; here it never drops anything.
     """
-    writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-    return node.op in ("placeholder", "output") or writes
+    return node.op in ("placeholder", "output") or writes(node)
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node is an operator that works in place."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def free_name(root: nn.Module, wanted: str) -> str:

@@ -50,9 +50,7 @@ def artifact(name: str, precision: str = "fp32", format: str = "tflite", *, apar
     return Built(folder / f"{name}.{format}", folder / "input.npz", format)
 
 
-def contents(
-    network: Network, precision: str, format: str, *, apart: bool = False
-) -> tuple[bytes, numpy.ndarray]:
+def contents(network: Network, precision: str, format: str, *, apart: bool = False) -> tuple[bytes, numpy.ndarray]:
     """The artifact's bytes and one input in its layout and type."""
     drawn, sample = weights.draw(network), weights.sample(network)
     scales = None

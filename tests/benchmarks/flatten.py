@@ -38,6 +38,7 @@ from pipeline.export.child import export
 from pipeline.model.ingest import ingest
 from pipeline.model.network import Network
 from pipeline.model.operators import milliseconds
+from pipeline.process import settle
 from pipeline.verify.execute import to_layout
 from targets.cache import cache_root
 from targets.cost import CostTable
@@ -323,6 +324,7 @@ def main() -> None:
     parser.add_argument("--planning", type=int, metavar="N", help="images damage is measured on; else as many as a fit")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     asked = parser.parse_args()
+    settle()
     torch.set_num_threads(asked.threads)
     try:
         Benchmark(asked).compare()

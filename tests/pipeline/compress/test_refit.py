@@ -567,7 +567,7 @@ def test_refits_save_what_they_say(x, costs, monkeypatch) -> None:
     network = network_of(Plain(56), x)
     times = milliseconds(network, costs)
     base_ms = sum(times.values())
-    found = refit_options(network, [x[:8]], lambda edited: 1.0, costs, times, [], lambda text: None)
+    found = refit_options(network, [x[:8]], lambda edited, place: 1.0, costs, times, [], lambda text: None)
     kinds = {(option.site, option.form.kind) for option in found}
     assert kinds >= {("first.0.0", "dense"), ("first.0.0", "identity"), ("behind", "identity")}
     assert any(option.form.skip for option in found)
@@ -584,7 +584,7 @@ def test_offered_refits_are_not_dominated_and_damage_rises_with_the_residual(bas
     reference = run(base, [x])
     times = milliseconds(base, costs)
 
-    def damage_of(network: Network) -> float:
+    def damage_of(network: Network, place: int = 0) -> float:
         return divergence(reference, run(network, [x]), True)
 
     found = refit_options(base, [x], damage_of, costs, times, [], lambda text: None)

@@ -43,6 +43,12 @@ class ViewReadAfterItsBaseChanged(Base):
         return torch.relu_(y).flatten(2) + i
 
 
+class ViewOfAMap(Base):
+    def forward(self, x):
+        y = self.c(x)
+        return y.view(y.shape[0], -1)
+
+
 class NameUnderAWeight(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +92,7 @@ class BatchStatistics(Base):
         OneWeightTwoStrides,
         ReluOfASlice,
         ViewReadAfterItsBaseChanged,
+        ViewOfAMap,
         NameUnderAWeight,
         SharedLayer,
         Attention,
@@ -111,6 +118,14 @@ def test_a_layer_called_twice_or_read_elsewhere_is_not_offered_for_edits() -> No
             return F.linear(self.e(x), self.e.weight.t())
 
     assert "e" not in from_program(export_program(Tied().eval(), (torch.randn(2, 6),))).editable()
+
+
+def test_a_view_takes_maps_with_the_channels_last() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    network = from_program(export_program(ViewOfAMap().eval(), (x,)))
+    with torch.no_grad():
+        last = network(x.contiguous(memory_format=torch.channels_last))
+        assert (last - network(x)).abs().max() <= 1e-5
 
 
 def test_truncating_attention_leaves_no_dead_weights_behind() -> None:
