@@ -85,25 +85,6 @@ def fastest_merges(times_ms: Mapping[Span, float]) -> dict[Span, Split]:
     return best
 
 
-def end_states(span: Span, block_ends: frozenset[int]) -> list[Ends]:
-    """The states a segment of a MobileNetV2 is measured in: only at the end of a block may an activation be off.
-
-    Args:
-        block_ends: positions behind linear bottlenecks; empty for networks that have none (VGG).
-
-    As in the official code, a segment at position 0 is measured with both ends on, and one between two block ends with
-    the second on.
-    """
-    start, end = span
-    if start == 0:
-        return [Ends(start, end)]
-    if start in block_ends:
-        return [Ends(start, end), Ends(start, end, 0, 1)]
-    if end in block_ends:
-        return [Ends(start, end), Ends(start, end, 1, 0)]
-    return [Ends(start, end)]
-
-
 def normalised(importances: Mapping[Ends, float], alpha: float) -> dict[Ends, float]:
     """Importances less alpha times the mean over single layers, so that a sum does not favour many segments.
 
