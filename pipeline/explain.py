@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calibration.statistics import Statistics
+from pipeline.compress.easing import EasedPlan
 from pipeline.compress.methods import Rejected
 from pipeline.compress.plan import Plan
 from pipeline.model.network import Network
@@ -29,7 +30,7 @@ def layer_rows(network: Network, costs: CostTable) -> list[dict[str, Any]]:
 
 def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
     """One row for every edit of a plan; the fields are those of `EditRecord`."""
-    rows = []
+    rows = _removals(plan) if isinstance(plan, EasedPlan) else []
     for option in plan.options:
         for edit in option.edits:
             row: dict[str, Any] = {
@@ -51,6 +52,22 @@ def edit_rows(plan: Plan, statistics: Statistics) -> list[dict[str, Any]]:
                 row["predicted_saving_ms"], row["damage"] = option.saving_ms, option.damage or None
             rows.append(row)
     return rows
+
+
+def _removals(plan: EasedPlan) -> list[dict[str, Any]]:
+    """What the rounds of EASIER did before the edits, with the entropy at which each activation went."""
+    return [
+        {
+            "kind": "linearize",
+            "site": gone.site,
+            "predicted_saving_ms": None,
+            "damage": None,
+            "entropy_bits": gone.entropy_bits,
+            "summary": f"round {number}: the activation became a line, which trained on with the network; "
+            f"{gone.accuracy:.2f} % of the held-out samples right then",
+        }
+        for number, gone in enumerate(plan.removed, 1)
+    ]
 
 
 def rejected_rows(rejected: Rejected) -> list[dict[str, Any]]:

@@ -41,7 +41,12 @@ class Recipe(BaseModel):
             stay; `local`, the same share of each layer's; `uniform`, the same share of each layer's time; `alds`, the
             least largest error; `alds-grouped`, the same with channels in groups; `greedy`, step by step by what each
             does to the outputs, which takes long.
-        train_epochs: with `lorita` and `layercollapse`, passes over the training samples before the plan.
+        removal: with `easier`, whether activations go `one-shot` or in the paper's `rounds`, one at a time, with a
+            training on the labels after each.
+        tolerated_drop: in rounds, points of accuracy on held-out training samples that removing may cost.
+        easier_policy: in rounds, which of the paper's policies trains (see `pipeline.compress.easier`).
+        train_epochs: with `lorita`, `layercollapse` and the rounds of `easier`, passes over the training samples in
+            each training before the plan.
         augment: that training flips images and moves them by up to four pixels; off for inputs that this changes.
         lorita_factors: how many factors a layer is trained as; 1 is the control, training alone.
         melting: with `layercollapse`, how slopes are driven to 1: `taught` by the original, without labels, or the
@@ -73,6 +78,11 @@ class Recipe(BaseModel):
     method: Method = "auto"
     linearize: int = Field(default=0, ge=0)
     ranks: Literal["global", "local", "uniform", "alds", "alds-grouped", "greedy"] = "global"
+    removal: Literal["one-shot", "rounds"] = "one-shot"
+    tolerated_drop: float = Field(default=1.0, ge=0)
+    easier_policy: Literal[
+        "cifar-resnet18", "cifar-mobilenetv2", "cifar-vgg16", "cifar-swin-t", "domainbed", "transfer"
+    ] = "cifar-resnet18"
     train_epochs: float = Field(default=10.0, gt=0)
     augment: bool = False
     lorita_factors: int = Field(default=2, ge=1)

@@ -140,15 +140,14 @@ class Stages:
         """The recipe's method with every option measured; made only when a plan is not already in the run directory."""
         base = self.training.factorized() if self.recipe.method == "lorita" else self.base
         macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
-        count = min(len(self.samples.calibration), max(32, int(PLANNING_COST_MACS / max(macs, 1))))
         samples = self.samples.calibration
-        count = min(count, max(1, len(samples) // 4))
+        count = min(max(32, int(PLANNING_COST_MACS / max(macs, 1))), max(1, len(samples) // 4))
         batches = [x for x, _ in samples.take(count).batches(BATCH)]
         fitted = [x for x, _ in samples.select(range(count, len(samples))).batches(BATCH)]
-        recipe, classes = self.recipe, self.classes is not None
-        knobs = {"fitted": fitted, "linearize": recipe.linearize, "ranks": recipe.ranks, "melted": self.training.melted}
-        subject = Subject(base, self.statistics, batches, self.costs, classes, progress=self.progress, **knobs)
-        return planner(recipe.method, subject)
+        recipe, training, classes = self.recipe, self.training, self.classes is not None
+        knobs = {"linearize": recipe.linearize, "ranks": recipe.ranks, "progress": self.progress}
+        knobs |= {"melted": training.melted, "easing": training.easing}
+        return planner(recipe.method, Subject(base, self.statistics, batches, self.costs, classes, fitted, **knobs))
 
     @property
     def _about_base(self) -> dict[str, Any]:

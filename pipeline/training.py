@@ -1,4 +1,4 @@
-"""The trainings of a fit, each resumable: LoRITa's and LayerCollapse's before a plan, and recovery behind it."""
+"""The trainings of a fit, each resumable: LoRITa's, LayerCollapse's and EASIER's before a plan, recovery behind it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 from calibration.dataset import Samples
+from pipeline.compress.analysis import run
 from pipeline.compress.descent import Policy, Progress, require_labels, train
+from pipeline.compress.easier import POLICIES as EASIER_POLICIES
+from pipeline.compress.easier import Easing
 from pipeline.compress.factorize import PRESETS as FACTOR_POLICIES
 from pipeline.compress.factorize import factorized, merged
 from pipeline.compress.melt import PRESETS as MELTINGS
@@ -29,6 +32,8 @@ from pipeline.store import RunDirectory
 from targets.errors import UsageError
 
 PACED_STEPS = 8
+HELD_OUT = 0.1  # of the training samples, for the accuracy of EASIER's rounds: the paper's share
+JUDGED = 64  # samples in one forward pass
 
 
 def require_trainable(recipe: Recipe, training: Samples, classes: bool) -> None:
@@ -41,6 +46,8 @@ def require_trainable(recipe: Recipe, training: Samples, classes: bool) -> None:
         asked = "--method lorita"
     elif recipe.method == "layercollapse" and recipe.melting != "taught":
         asked = f"--melting {recipe.melting}"
+    elif recipe.method == "easier" and recipe.removal == "rounds":
+        asked = "--removal rounds"
     else:
         return
     require_labels(training, asked)
@@ -92,7 +99,7 @@ class Training:
             chains = factorized(self.base, factors)
             return merged(train(chains, self.samples, policy, checkpoint=checkpoint, progress=progress))
 
-        return self._kept("trained", {}, make)
+        return self._kept("trained", {}, make)[0]
 
     @property
     def melting(self) -> Melting:
@@ -108,9 +115,44 @@ class Training:
 
         def make(checkpoint: Path) -> Network:
             progress = self._progress(f"melting {len(sites)} activations", settings.policy.steps(self.samples))
-            return melt(network, teacher, self.samples, settings, sites=sites, checkpoint=checkpoint, progress=progress)
+            return melt(network, teacher, self.samples, settings, sites, checkpoint=checkpoint, progress=progress)
 
-        return self._kept(f"melted/{len(sites):02d}", {"sites": list(sites)}, make)
+        return self._kept(f"melted/{len(sites):02d}", {"sites": list(sites)}, make)[0]
+
+    @property
+    def easing_policy(self) -> Policy:
+        policy = EASIER_POLICIES[self.recipe.easier_policy].lasting(self.recipe.train_epochs)
+        return replace(policy, augment=self.recipe.augment, seed=self.recipe.seed)
+
+    @property
+    def easing(self) -> Easing | None:
+        """EASIER's rounds, where the recipe asks for them."""
+        return Easing(self.retrained, self.recipe.tolerated_drop) if self.recipe.removal == "rounds" else None
+
+    @cached_property
+    def _apart(self) -> tuple[Samples, Samples]:
+        """What EASIER's rounds train on, and what they are judged on."""
+        return self.samples.split(HELD_OUT, self.recipe.seed)
+
+    def retrained(self, network: Network, number: int) -> tuple[Network, float]:
+        """`network`, of EASIER's round `number`, trained again, and its accuracy in points.
+
+        That is top-1 on a tenth of the labelled training samples, which no round trains on. The samples that the run
+        is judged on in the end, those of `test`, are not among them.
+        """
+        seen, held = self._apart
+        policy, what = self.easing_policy, f"round {number} of removal" if number else "training before removal"
+
+        def make(checkpoint: Path) -> Network:
+            progress = self._progress(what, policy.steps(seen))
+            return train(network, seen, policy, checkpoint=checkpoint, progress=progress)
+
+        def judge(trained: Network) -> float:
+            batches = list(held.batches(JUDGED))
+            answers = run(trained, [x for x, _ in batches]).argmax(1)
+            return 100.0 * (answers == torch.cat([y for _, y in batches])).double().mean().item()
+
+        return self._kept(f"rounds/{number:02d}", {"network": network.fingerprint()}, make, judge)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,23 +162,35 @@ class Training:
                 return {"factors": self.recipe.lorita_factors, "policy": asdict(self.factor_policy)}
             case "layercollapse":
                 return {"preset": self.recipe.melting, "settings": asdict(self.melting)}
+            case "easier" if self.recipe.removal == "rounds":
+                return {
+                    "preset": self.recipe.easier_policy,
+                    "policy": asdict(self.easing_policy),
+                    "tolerated_drop": self.recipe.tolerated_drop,
+                }
             case _:
                 return {}
 
-    def _kept(self, name: str, asked: Mapping[str, Any], make: Callable[[Path], Network]) -> Network:
-        """A stage of edits and weights; `make` is given the checkpoint that it goes on from."""
+    def _kept(
+        self,
+        name: str,
+        asked: Mapping[str, Any],
+        make: Callable[[Path], Network],
+        judge: Callable[[Network], Any] = lambda network: None,
+    ) -> tuple[Network, Any]:
+        """A stage of edits and weights, and what `judge` says; `make` is given the checkpoint that it goes on from."""
         inputs = {**self.about, **self.settings, **asked}
 
-        def save(folder: Path) -> dict[str, Any]:
+        def save(folder: Path) -> Any:
             network = make(self.checkpoint(inputs))
             edit_log.save(network.edits, folder)
             network.save_weights(folder / "weights.safetensors")
-            return {}
+            return judge(network)
 
-        self.run.stage(name, inputs, save)
+        judged = self.run.stage(name, inputs, save)
         self.run.clear_scratch()
         folder = self.run.root / name
-        return replay(self.base, edit_log.load(folder)).with_weights(folder / "weights.safetensors")
+        return replay(self.base, edit_log.load(folder)).with_weights(folder / "weights.safetensors"), judged
 
     # After it --------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,14 @@ def recipe_options(command: Any) -> Any:
         click.option("--method", help="auto (default), easier, layermerge, depth-dp, layercollapse, lorita or svd."),
         click.option("--linearize", type=int, help="Linearise at least so many activations (default: as planned)."),
         click.option("--ranks", help="With svd and lorita: global (default), local, uniform, alds or greedy."),
-        click.option("--train-epochs", type=float, help="Passes of lorita and layercollapse (default: 10)."),
+        click.option("--removal", help="With easier: one-shot (default) or rounds, each trained on the labels."),
+        click.option("--tolerated-drop", type=float, help="Points of accuracy that rounds may cost (default: 1)."),
+        click.option(
+            "--easier-policy",
+            help="How rounds train: cifar-resnet18 (default), cifar-mobilenetv2, cifar-vgg16, cifar-swin-t, domainbed "
+            "or transfer.",
+        ),
+        click.option("--train-epochs", type=float, help="Passes of lorita, layercollapse, rounds (default: 10)."),
         click.option("--augment", is_flag=True, help="That training flips images and moves them by some pixels."),
         click.option("--lorita-factors", type=int, help="Factors that a layer is trained as (default: 2)."),
         click.option("--melting", help="With layercollapse: taught (default), vision, vgg, language or early."),

@@ -223,12 +223,6 @@ def residual(network: Network, pair: Pair, x: Tensor) -> Tensor:
     return _dropped(network, pair, x) @ _behind(network, pair).T
 
 
-@torch.no_grad()
-def residual_bound(network: Network, pair: Pair, x: Tensor) -> Tensor:
-    """||W2 D|| ||phi(z) - z|| >= ||residual||, for every token or position; x as for `residual`, [...] float64."""
-    return torch.linalg.matrix_norm(_behind(network, pair), 2) * _dropped(network, pair, x).norm(dim=-1)
-
-
 def _dropped(network: Network, pair: Pair, x: Tensor) -> Tensor:
     """phi(z) - z with channels last."""
     z = x.double()

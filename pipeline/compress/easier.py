@@ -3,52 +3,44 @@
 Every rectifier is scored by the entropy, in bits, of the state of its neurons on the data (see `calibration.statistics`
 for the definition and its options), and the lowest one is removed:
 
-    while quality(dense) - quality <= tolerated drop:
+    while accuracy(dense) - accuracy <= tolerated drop:
         rank the remaining rectifiers, remove the first, train again by the full policy
 
 What we do otherwise than the paper:
 
-* A removed rectifier becomes a per-channel line, which folds into the layer before it. By default it is the best fit on
-  the data (see `linearize`). `replacement="identity"` is the paper's, made exact where it is not: zero entropy also
-  means "never on", and there the identity would let the negative values through. Such a channel is masked.
-* Entropies are counted over all samples in eval mode, after training instead of during its last epoch.
-* ReLU6 may be given its saturated state as a third one (`states=3`); the paper only looks at the sign.
+* A removed rectifier becomes a per-channel line, which folds into the layer before it: the best fit on the data (see
+  `linearize`). `replacement="identity"` is the paper's, made exact where it is not: zero entropy also means "never on",
+  and there the identity would let the negative values through. Such a channel is masked.
+* Entropies are counted in eval mode, after training instead of during its last epoch, and on calibration samples.
+* The dense network is a trained one that came with its data, and answers what it was trained on better than anything
+  new. So it trains by the policy once, too, before its accuracy is what the drop is counted from.
 * A rectifier that is called at several places is split first; the authors edited their networks by hand.
-* The authors' code has no tolerated drop and removes everything whose entropy is exactly zero together with the lowest
-  (`together=True`, `tolerated_drop=math.inf`); it does not train after the last removal, which we do.
+* The authors' code has no tolerated drop, removes everything whose entropy is exactly zero together with the lowest,
+  and does not train after the last removal.
 
-The lines are trained on with the network. Removing an activation saves nothing by itself: the merge behind it does.
+The lines are trained on with the network. Removing an activation saves nothing by itself: the merge behind it does (see
+`easing` for the rounds that serve a latency).
 
 needs: data, training. knob: the tolerated drop.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from calibration.dataset import Samples
-from calibration.statistics import Pool, SiteStatistics, Statistics, Zero, collect, entropy_bits
+from calibration.statistics import SiteStatistics, Statistics, collect
 from pipeline.compress.descent import Policy
 from pipeline.compress.linearize import channel_dims, linearize, sites
-from pipeline.compress.split import with_own_rectifiers
-from pipeline.model import edits as edit_log
 from pipeline.model.edits import Edit, replay
 from pipeline.model.network import Network
-from targets.errors import UsageError
 
-Ranking = Sequence[tuple[str, float]]
-"""(site, entropy) of the rectifiers that may be removed, the lowest first."""
 Replacement = Literal["affine", "identity"]
-BATCH = 64  # samples in one forward pass of the statistics
 
 _CIFAR = {"epochs": 160, "batch": 128, "weight_decay": 1e-4, "milestones": (80, 120), "augment": True}
 POLICIES: Mapping[str, Policy] = {
@@ -66,31 +58,13 @@ POLICIES: Mapping[str, Policy] = {
 CIFAR's is here; Tiny-ImageNet-200 was flipped alone, the others cropped, rotated and recoloured."""
 
 
-def ranking(
-    network: Network, statistics: Statistics, *, zero: Zero = "on", states: Literal[2, 3] = 2
-) -> list[tuple[str, float]]:
-    """The network's editable rectifiers with their entropies in bits, the lowest first, ties in execution order.
+def ranking(network: Network, statistics: Statistics) -> list[tuple[str, float]]:
+    """The editable rectifiers that there are statistics of, with their entropies in bits.
 
-    Args:
-        statistics: of at least those rectifiers, `pool` as they were collected.
-        zero: z == 0 counts as on (the authors' code), or is left out (their text).
-        states: 3 tells the saturated part of ReLU6 from the rest of on.
+    The lowest first, ties in execution order.
     """
-    scores = [(site, statistics[site].entropy(zero, states)) for site in sites(network)]
+    scores = [(site, statistics[site].entropy()) for site in sites(network) if site in statistics]
     return sorted(scores, key=lambda score: score[1])
-
-
-def by_entropy(
-    samples: Samples, *, zero: Zero = "on", states: Literal[2, 3] = 2, pool: Pool = "space"
-) -> Callable[[Network], Ranking]:
-    """The `ranking` on `samples`, measured on whatever network it is asked about; `pool` as in `collect`."""
-
-    def rank(network: Network) -> Ranking:
-        dims = channel_dims(network)
-        seen = collect(network.graph, sites(network), samples.batches(BATCH), channel_dims=dims, pool=pool)
-        return ranking(network, seen, zero=zero, states=states)
-
-    return rank
 
 
 def removal(site: str, module: nn.Module, seen: SiteStatistics, channel_dim: int, replacement: Replacement) -> Edit:
@@ -122,17 +96,64 @@ def idle_line(module: nn.Module, seen: SiteStatistics) -> tuple[Tensor, Tensor]:
     return scale, torch.where(saturated, seen.phi_mean, 0.0)
 
 
-def remover(samples: Samples, replacement: Replacement = "affine") -> Callable[[Network, Sequence[str]], Network]:
-    """Removes the named rectifiers from a network, by what they do on `samples` in that network."""
+@dataclass(frozen=True)
+class Removal:
+    """A rectifier is gone.
 
-    def remove(network: Network, chosen: Sequence[str]) -> Network:
-        dims = channel_dims(network)
-        seen = collect(network.graph, chosen, samples.batches(BATCH), channel_dims=dims)
-        return replay(
-            network, [removal(site, network.layer(site), seen[site], dims[site], replacement) for site in chosen]
-        )
+    Attributes:
+        site: it.
+        entropy_bits: of its state, the lowest there was.
+        network: with its line in its place, not yet trained.
+    """
 
-    return remove
+    site: str
+    entropy_bits: float
+    network: Network
+
+
+def remove_lowest(network: Network, batches: Iterable[Tensor], among: Sequence[str]) -> Removal | None:
+    """Remove the rectifier of the lowest entropy; None where there is none.
+
+    Args:
+        batches: [B, ...] float32; what the entropies are counted and the line is fitted on.
+        among: the editable rectifiers that may be removed.
+    """
+    if not among:
+        return None
+    dims = channel_dims(network)
+    seen = collect(network.graph, among, batches, channel_dims=dims)
+    site, entropy = ranking(network, seen)[0]
+    edit = removal(site, network.layer(site), seen[site], dims[site], "affine")
+    return Removal(site, entropy, replay(network, [edit]))
+
+
+@dataclass(frozen=True)
+class Easing:
+    """How rounds train and judge, and when they end.
+
+    Attributes:
+        retrained: given a network and the number of its round, a trained one of the same structure, and the accuracy
+            that it reaches on samples it was not trained on, in points of a hundred.
+        tolerated_drop: in points, from the accuracy of round 0.
+    """
+
+    retrained: Callable[[Network, int], tuple[Network, float]]
+    tolerated_drop: float
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What one round removed.
+
+    Attributes:
+        site: the rectifier.
+        entropy_bits: of its state when it went.
+        accuracy: of the network after the training that followed, in points.
+    """
+
+    site: str
+    entropy_bits: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -140,140 +161,38 @@ class Round:
     """One round of `iterate`.
 
     Attributes:
-        number: 0 is the network as it came.
-        removed: the rectifiers that this round removed.
-        ranking: what it chose from.
-        quality: of the network after training.
-        tolerated: the drop from round 0 is within what was tolerated.
+        removed: by this round and all before it, in their order; () is round 0, the dense network.
+        accuracy: of the network, in points.
+        drop: points lost since round 0.
+        tolerated: the drop is.
         network: after training.
     """
 
-    number: int
-    removed: tuple[str, ...]
-    ranking: tuple[tuple[str, float], ...]
-    quality: float
+    removed: tuple[Removed, ...]
+    accuracy: float
+    drop: float
     tolerated: bool
     network: Network
 
 
-def iterate(
-    network: Network,
-    rank: Callable[[Network], Ranking],
-    remove: Callable[[Network, Sequence[str]], Network],
-    train: Callable[[Network], Network],
-    quality: Callable[[Network], float],
-    tolerated_drop: float,
-    *,
-    together: bool = False,
-    checkpoint: Path | None = None,
-) -> Iterator[Round]:
-    """Remove and train, round after round, until the quality has dropped by more than is tolerated.
+def iterate(dense: Network, remove: Callable[[Network], Removal | None], easing: Easing) -> Iterator[Round]:
+    """Remove and train, round after round, until the accuracy has dropped by more than is tolerated.
 
-    Yields round 0, the network as it came (its shared rectifiers split), and then every round when it is done. The last
-    round may be one that is not tolerated; the result is the last that is. Also ends when nothing is left to remove.
+    Yields round 0, the dense network trained by the policy, and then every round when it is done. The last round may be
+    one that is not tolerated; the result is the last that is. Also ends when nothing is left to remove.
 
     Args:
-        rank, remove: `by_entropy` and `remover`, or others.
-        train: returns the trained network, as `descent.train` does by a policy; must keep the structure.
-        quality: higher is better, in the unit of `tolerated_drop`.
-        together: a round also removes every other rectifier whose entropy is exactly 0, as the authors' code does.
-        checkpoint: a folder that keeps every round (edits and weights); those already there are read instead of run.
-
-    Raises:
-        UsageError: ROUNDS_FOREIGN, the folder is of another network.
+        remove: `remove_lowest`, or another.
     """
-    dense = with_own_rectifiers(network)
-    first = None if checkpoint is None else _stored_quality(checkpoint, dense)
-    if first is None:
-        first = quality(dense)
-        if checkpoint is not None:
-            _store_quality(checkpoint, dense, first)
-
-    def tolerated(reached: float) -> bool:
-        return first - reached <= tolerated_drop
-
-    last = Round(0, (), (), first, tolerated(first), dense)
+    network, first = easing.retrained(dense, 0)
+    last = Round((), first, 0.0, True, network)
     yield last
-    while last.tolerated:
-        number = last.number + 1
-        folder = None if checkpoint is None else checkpoint / f"round-{number:03}"
-        if folder is not None and folder.exists():
-            last = _load(folder, dense, number, tolerated)
-        else:
-            ranked = tuple(rank(last.network))
-            if not ranked:
-                return
-            idle = [site for site, entropy in ranked[1:] if together and entropy == 0]
-            removed = (ranked[0][0], *idle)
-            edited = train(remove(last.network, removed))
-            reached = quality(edited)
-            last = Round(number, removed, ranked, reached, tolerated(reached), edited)
-            if folder is not None:
-                _store(folder, dense, last)
+    while last.tolerated and (gone := remove(last.network)) is not None:
+        network, reached = easing.retrained(gone.network, len(last.removed) + 1)
+        removed = (*last.removed, Removed(gone.site, gone.entropy_bits, reached))
+        drop = first - reached
+        last = Round(removed, reached, drop, drop <= easing.tolerated_drop + 1e-9, network)
         yield last
-
-
-def one_shot(
-    network: Network,
-    rank: Callable[[Network], Ranking],
-    remove: Callable[[Network, Sequence[str]], Network],
-    train: Callable[[Network], Network],
-    count: int,
-) -> Network:
-    """Rank once, remove the `count` lowest, train once (the paper's ablation: cheaper, and worse)."""
-    network = with_own_rectifiers(network)
-    return train(remove(network, [site for site, _ in rank(network)[:count]]))
-
-
-def _stored_quality(checkpoint: Path, dense: Network) -> float | None:
-    path = checkpoint / "dense.json"
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text())
-    if stored["fingerprint"] != dense.fingerprint():
-        raise UsageError(
-            "the stored rounds are of another network",
-            where=str(checkpoint),
-            why="the network they began from has other weights or another structure",
-            fix="give another folder, or delete this one",
-            code="ROUNDS_FOREIGN",
-        )
-    return stored["quality"]
-
-
-def _store_quality(checkpoint: Path, dense: Network, quality: float) -> None:
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint / "dense.partial"
-    partial.write_text(json.dumps({"fingerprint": dense.fingerprint(), "quality": quality}) + "\n")
-    os.replace(partial, checkpoint / "dense.json")
-
-
-def _store(folder: Path, dense: Network, done: Round) -> None:
-    """A folder appears under its name only when it is whole."""
-    partial = folder.with_suffix(".partial")
-    partial.mkdir(exist_ok=True)
-    edit_log.save(done.network.edits[len(dense.edits) :], partial)
-    done.network.save_weights(partial / "weights.safetensors")
-    row = {"removed": done.removed, "quality": done.quality, "ranking": done.ranking}
-    (partial / "round.json").write_text(json.dumps(row, indent=1) + "\n")
-    os.replace(partial, folder)
-
-
-def _load(folder: Path, dense: Network, number: int, tolerated: Callable[[float], bool]) -> Round:
-    row = json.loads((folder / "round.json").read_text())
-    network = replay(dense, edit_log.load(folder)).with_weights(folder / "weights.safetensors")
-    ranked = tuple((site, entropy) for site, entropy in row["ranking"])
-    return Round(number, tuple(row["removed"]), ranked, row["quality"], tolerated(row["quality"]), network)
-
-
-def egp_entropy(seen: SiteStatistics) -> float:
-    """EGP's score of a site (Liao et al., ICCV workshops 2023): the mean over its undecided neurons alone, bits.
-
-    Zero counts as off there. 0 when every neuron is decided.
-    """
-    on, off = seen.on, seen.off + seen.zero
-    undecided = (on > 0) & (off > 0)
-    return float(entropy_bits(torch.stack([on, off]))[undecided].mean()) if undecided.any() else 0.0
 
 
 def egp_budgets(

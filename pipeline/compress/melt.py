@@ -8,7 +8,8 @@ arrives, and needs no labels.
 What we do otherwise than the paper (and see `collapse`):
 
 * Slopes are kept in [0, 1], and weight decay, which would pull them to 0, leaves them alone.
-* `fraction` counts the MLPs that shrink, in execution order, not modules of any kind in registration order.
+* Which activations melt is the caller's choice (see `collapsing`), not the last share of the modules, nor, as for
+  language models, one after the other.
 * The original may teach (see `distance`); without it the labels do, as in the paper.
 
 needs: training. knob: the slopes, and which activations.
@@ -16,8 +17,7 @@ needs: training. knob: the slopes, and which activations.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibration.dataset import Samples
-from pipeline.compress.collapse import collapse, pairs, slope_parameter, soften
+from pipeline.compress.collapse import slope_parameter, soften
 from pipeline.compress.descent import Policy, Progress, descend, require_labels, training_device
 from pipeline.compress.distance import distance
 from pipeline.model.edits import replay
@@ -45,7 +45,6 @@ class Melting:
             them, each of `stairs` holds for an equal part of the steps.
         strength: of `penalty` and `decoupled`.
         stairs: the slopes of `staircase`.
-        fraction: of the pairs that shrink, the last to be melted.
         initial: the slopes at the beginning, of `penalty` and `decoupled`.
         prelu: begin by replacing every activation by a PReLU, as the paper does.
         classes: the outputs are rows of class scores.
@@ -57,7 +56,6 @@ class Melting:
     drive: Literal["penalty", "decoupled", "staircase"] = "staircase"
     strength: float = 0.2
     stairs: tuple[float, ...] = (0.1, 0.3, 0.7, 1.0)
-    fraction: float = 0.5
     initial: float = 0.0
     prelu: bool = False
     classes: bool = True
@@ -70,21 +68,15 @@ class Melting:
 _VISION = Policy(epochs=400, batch=128, rate=0.005, milestones=(75, 150, 250, 350), gamma=0.3)
 PRESETS: Mapping[str, Melting] = {
     "taught": Melting(),
-    "vision": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.01, prelu=True),
-    "vgg": Melting(_VISION, "penalty", strength=0.2, fraction=0.5, initial=0.0, prelu=True),
+    "vision": Melting(_VISION, "penalty", strength=0.2, initial=0.01, prelu=True),
+    "vgg": Melting(_VISION, "penalty", strength=0.2, initial=0.0, prelu=True),
     "language": Melting(
         Policy(epochs=1, batch=32, rate=1e-4, optimizer="adamw"), "decoupled", strength=10.0, initial=0.01, prelu=True
     ),
     "early": Melting(_VISION, "staircase", prelu=True),
 }
 """`taught` is ours, by the original network. The rest are the authors' settings, by labels; their epochs and batch are
-ours, and `language` is meant for `melt_in_turn`."""
-
-
-def candidates(network: Network, fraction: float) -> list[str]:
-    """The activations of the last `fraction` of the pairs that shrink, at least one if there is one."""
-    shrinking = [pair.site for pair in pairs(network) if pair.shrinks]
-    return shrinking[len(shrinking) - math.ceil(fraction * len(shrinking)) :]
+ours."""
 
 
 def melt(
@@ -92,8 +84,8 @@ def melt(
     teacher: Network | None,
     samples: Samples,
     settings: Melting,
+    sites: Sequence[str],
     *,
-    sites: Sequence[str] | None = None,
     checkpoint: Path | None = None,
     progress: Progress = lambda step, loss: None,
 ) -> Network:
@@ -101,7 +93,7 @@ def melt(
 
     Args:
         teacher: the original, whose outputs the network follows meanwhile; None: the labels, as in the paper.
-        sites: activations of `pairs`; by default `candidates`. Where there are none the network itself is returned.
+        sites: activations of `pairs`. Where there are none the network itself is returned.
         checkpoint: where the state is kept every 20 s; an existing one is resumed from.
         progress: called with (steps made, loss) after every step.
 
@@ -110,12 +102,11 @@ def melt(
     """
     if teacher is None:
         require_labels(samples, "melting without the original network")
-    chosen = candidates(network, settings.fraction) if sites is None else sites
-    if not chosen:
+    if not sites:
         return network
     begin = settings.stairs[0] if settings.drive == "staircase" else settings.initial
-    melted = replay(network, [soften(site, slope=begin, prelu=settings.prelu) for site in chosen])
-    slopes = [slope_parameter(melted.layer(site)) for site in chosen]
+    melted = replay(network, [soften(site, slope=begin, prelu=settings.prelu) for site in sites])
+    slopes = [slope_parameter(melted.layer(site)) for site in sites]
     for slope in slopes:
         slope.requires_grad_(settings.drive != "staircase")
     original = None if teacher is None else teacher.copy().graph.to(training_device()).eval()
@@ -153,33 +144,6 @@ def melt(
     for slope in slopes:
         slope.requires_grad_()
     return melted
-
-
-def melt_in_turn(
-    network: Network,
-    teacher: Network | None,
-    samples: Samples,
-    settings: Melting,
-    *,
-    tolerance: float = 0.05,
-    checkpoint: Path | None = None,
-    progress: Progress = lambda step, loss: None,
-) -> Iterator[Network]:
-    """Melt and collapse one candidate after the other, from the last to the first, as the paper does language models.
-
-    Yields the network after each, trained by the whole policy every time. Arguments as for `melt`, except
-
-    Args:
-        tolerance: as for `collapse`.
-        checkpoint: a folder, with one state for every activation: resuming repeats the last 20 s of each at most.
-    """
-    if checkpoint is not None:
-        checkpoint.mkdir(parents=True, exist_ok=True)
-    for site in reversed(candidates(network, settings.fraction)):
-        state = None if checkpoint is None else checkpoint / f"{site}.pt"
-        melted = melt(network, teacher, samples, settings, sites=[site], checkpoint=state, progress=progress)
-        network = collapse(melted, tolerance=tolerance)
-        yield network
 
 
 def penalty(slopes: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
     auto           closed-form refits and merges of every region, one dynamic programme over all (ours)
     easier         the activations of lowest entropy become linear, and what that leaves is merged (EASIER, 2024); all
-                   at once, its rounds of removal and training are `easier.iterate`
+                   at once, or in the paper's rounds, one at a time with a training after each (`easing`)
     layermerge     which layers merge and which go, by a dynamic programme on tables (LayerMerge, ICML 2024)
     depth-dp       which activations go, by its predecessor's two dynamic programmes (Kim et al., 2023)
     layercollapse  the MLPs from the last one on melt and become one layer each (LayerCollapse, arXiv 2311.17943)
@@ -11,7 +11,8 @@
 
 All of them price on the target's cost table at batch 1, and measure damage as the divergence of the outputs on
 calibration data, without labels. `lorita` trains before it plans, and is given the trained network; `layercollapse` has
-each candidate set trained by `Subject.melted`. Other training is left to the recovery that follows every method.
+each candidate set trained by `Subject.melted`, and `easier` each round by `Subject.easing`. Other training is left to
+the recovery that follows every method.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.compress import depth_dp, layermerge
 from pipeline.compress.algebra import shape_of
 from pipeline.compress.analysis import Analysis, analyse
 from pipeline.compress.collapsing import LayerCollapse
+from pipeline.compress.easing import EasierRounds
 from pipeline.compress.grouped import Choice, alds_grouped, forms_of, grouped_factors, grouped_truncations
 from pipeline.compress.options import Option, most_saving, positions
 from pipeline.compress.plan import Plan, plan
@@ -91,7 +93,7 @@ class _Auto(_OfTheBase):
         return plan(self.analysis, budget_ms, self.linearize)
 
 
-class _Easier(_Auto):
+class _EasierAtOnce(_Auto):
     """The fewest activations in the order of their entropy that meet the budget."""
 
     def _analysed(self, subject: Subject) -> Analysis:
@@ -104,6 +106,10 @@ class _Easier(_Auto):
         fast = [level for level in deep if level.predicted_ms <= budget_ms]
         level = fast[0] if fast else min(deep, key=lambda one: one.predicted_ms)
         return Plan(level.options, budget_ms, level.predicted_ms, level.damage, bool(fast))
+
+
+def _easier(subject: Subject) -> Planner:
+    return _EasierAtOnce(subject) if subject.easing is None else EasierRounds(subject, subject.easing)
 
 
 def _chosen(subject: Subject, options: Sequence[Option], budget_ms: float) -> Plan:
@@ -298,7 +304,7 @@ class _SVD(_OfTheBase):
 
 PLANNERS: dict[str, Callable[[Subject], Planner]] = {
     "auto": _Auto,
-    "easier": _Easier,
+    "easier": _easier,
     "layermerge": _LayerMerge,
     "depth-dp": _DepthDP,
     "layercollapse": LayerCollapse,

@@ -13,6 +13,7 @@ from calibration.batchnorm import reestimate
 from calibration.statistics import Statistics
 from pipeline.compress.analysis import divergence, run
 from pipeline.compress.collapse import soften
+from pipeline.compress.easier import Easing
 from pipeline.compress.plan import Plan
 from pipeline.model.edits import Edit, replay
 from pipeline.model.network import Network
@@ -42,6 +43,7 @@ class Subject:
         linearize: at least this many activations become linear, where the method has that knob.
         ranks: how ranks are selected, where the method truncates (see `ranks`).
         melted: for `layercollapse`, the base with the activations at some sites driven to the identity.
+        easing: for `easier`, how its rounds train; None removes all activations at once.
     """
 
     base: Network
@@ -54,6 +56,7 @@ class Subject:
     progress: Callable[[str], None] = field(default=lambda text: None)
     ranks: Selector = "global"
     melted: Callable[[Network, Sequence[str]], Network] = melted_at_once
+    easing: Easing | None = None
 
     @cached_property
     def base_ms(self) -> float:

@@ -1,15 +1,16 @@
-"""EASIER: ranking, removal that is exact on the data, shared modules, rounds that stop as they should and resume."""
+"""EASIER: ranking, removal that is exact on the data, shared modules, rounds that stop as they should, its policies."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ingested import network_of
 from networks.small import small
 from torch import Tensor, fx, nn
 
@@ -19,24 +20,24 @@ from calibration.statistics import collect
 from pipeline.compress.descent import Policy, train
 from pipeline.compress.easier import (
     POLICIES,
+    Easing,
+    Removal,
     Round,
-    by_entropy,
     egp_budgets,
-    egp_entropy,
     idle_line,
     iterate,
-    one_shot,
     ranking,
     removal,
-    remover,
+    remove_lowest,
 )
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.split import shared, split, with_own_rectifiers
 from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
-from pipeline.model.ingest import export_program, from_program
 from pipeline.model.network import ChannelAffine, Network
 from targets.errors import UsageError
+
+pytestmark = pytest.mark.usefixtures("seeded")
 
 SHORT = Policy(epochs=2, batch=16, rate=0.01, weight_decay=1e-4, milestones=(1,))
 
@@ -69,15 +70,6 @@ class SharedPReLU(nn.Module):
         return self.layers[3](x)
 
 
-def network_of(module: nn.Module, x: Tensor) -> Network:
-    return from_program(export_program(module.eval(), (x[:2],)))
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def x() -> Tensor:
     return torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -94,27 +86,32 @@ def base(x: Tensor) -> Network:
     return network_of(small(), x)
 
 
-def test_the_ranking_has_every_rectifier_lowest_entropy_first(base, x, samples) -> None:
-    seen = collect(base.graph, sites(base), [x], channel_dims=channel_dims(base))
+def test_the_ranking_has_every_rectifier_that_was_looked_at_lowest_entropy_first(base, x) -> None:
+    dims = channel_dims(base)
+    seen = collect(base.graph, sites(base), [x], channel_dims=dims)
     ranked = ranking(base, seen)
     assert {site for site, _ in ranked} == set(sites(base))
     assert [entropy for _, entropy in ranked] == sorted(seen[site].entropy() for site in sites(base))
-    assert by_entropy(samples)(base) == ranked
+    some = sites(base)[1:3]
+    assert ranking(base, collect(base.graph, some, [x], channel_dims=dims)) == [row for row in ranked if row[0] in some]
     # every position a neuron: the mean over positions is not above the pooled entropy (T1.5)
-    by_position = dict(by_entropy(samples, pool="none")(base))
+    by_position = dict(ranking(base, collect(base.graph, sites(base), [x], channel_dims=dims, pool="none")))
     assert all(by_position[site] <= entropy + 1e-12 for site, entropy in ranked)
 
 
-def test_the_ranking_knows_the_state_above_six_and_both_readings_of_zero() -> None:
-    """Channels of relu6: half saturated, always linear; a third state turns the first one from 0 bits into 1."""
-    module = nn.Sequential(nn.ReLU6(), nn.Flatten(), nn.Linear(2, 1))
-    x = torch.tensor([[1.0, 2.0], [9.0, 3.0], [0.0, 0.0], [8.0, -1.0]])
-    network = network_of(module, x)
-    site = sites(network)[0]
-    seen = collect(network.graph, [site], [x])
-    assert ranking(network, seen, zero="drop")[0][1] == pytest.approx((0 + 0.9182958340544896) / 2)
-    assert ranking(network, seen, zero="on")[0][1] == pytest.approx((0 + 0.8112781244591328) / 2)
-    assert ranking(network, seen, states=3)[0][1] == pytest.approx((1 + 0.8112781244591328) / 2)
+def test_the_lowest_of_those_allowed_becomes_its_best_line(base, x) -> None:
+    dims = channel_dims(base)
+    seen = collect(base.graph, sites(base), [x], channel_dims=dims)
+    (lowest, _), *rest = ranking(base, seen)
+    allowed = [site for site, _ in rest]
+    gone = remove_lowest(base, [x], allowed)
+    assert (gone.site, gone.entropy_bits) == rest[0] and sites(gone.network) == [
+        site for site in sites(base) if site != gone.site
+    ]
+    line = gone.network.layer(gone.site)
+    assert isinstance(line, ChannelAffine) and torch.equal(line.scale, seen[gone.site].slope.float())
+    assert remove_lowest(base, [x], sites(base)).site == lowest
+    assert remove_lowest(base, [x], []) is None
 
 
 @torch.no_grad()
@@ -200,105 +197,43 @@ def test_a_split_replays_and_avoids_names_that_are_taken(tmp_path: Path) -> None
     assert with_own_rectifiers(edited) is edited
 
 
-def removing(network: Network, chosen) -> Network:
-    """Identities, without looking at data."""
-    graph = network.copy()
-    for site in chosen:
-        graph.graph.set_submodule(site, ChannelAffine(torch.ones(1), torch.zeros(1), -1))
-    return graph
+def rounds_with(base: Network, accuracies: Sequence[float], drop: float) -> tuple[list[Round], list[int]]:
+    """`iterate`, with identities in the order of execution, and the accuracies that it is told; and when it trained."""
+    trained: list[int] = []
 
+    def remove(network: Network) -> Removal | None:
+        left = network.copy()
+        for site in sites(left)[:1]:
+            left.graph.set_submodule(site, ChannelAffine(torch.ones(1), torch.zeros(1), -1))
+            return Removal(site, 0.25, left)
+        return None
 
-def rounds_with(base: Network, qualities: list[float], drop: float, scores=None, **options) -> list[Round]:
-    """`iterate` where quality and entropies are scripted."""
-    left = iter(qualities)
+    def retrained(network: Network, number: int) -> tuple[Network, float]:
+        trained.append(number)
+        return network, accuracies[number]
 
-    def rank(network: Network):
-        entropies = scores or {site: 0.1 * i + 0.1 for i, site in enumerate(sites(base))}
-        return sorted(((site, entropies[site]) for site in sites(network)), key=lambda score: score[1])
-
-    return list(iterate(base, rank, removing, lambda network: network, lambda _: next(left), drop, **options))
+    return list(iterate(base, remove, Easing(retrained, drop))), trained
 
 
 def test_rounds_stop_when_more_than_the_tolerated_drop_is_lost(base) -> None:
     order = sites(base)
-    rounds = rounds_with(base, [90.0, 91.0, 89.5, 88.9, 90.0], 1.0)
-    assert [r.tolerated for r in rounds] == [True, True, True, False]
-    assert [r.removed for r in rounds] == [(), (order[0],), (order[1],), (order[2],)]
+    rounds, trained = rounds_with(base, [90.0, 91.0, 89.5, 88.9, 90.0], 1.0)
+    assert [r.tolerated for r in rounds] == [True, True, True, False] and trained == [0, 1, 2, 3]
+    assert [[gone.site for gone in r.removed] for r in rounds] == [order[:count] for count in range(4)]
     assert [len(sites(r.network)) for r in rounds] == [len(order) - n for n in range(4)]
-    assert [len(r.ranking) for r in rounds] == [0, len(order), len(order) - 1, len(order) - 2]
+    assert [r.drop for r in rounds] == pytest.approx([0.0, -1.0, 0.5, 1.1])
+    assert [gone.accuracy for gone in rounds[-1].removed] == [91.0, 89.5, 88.9]
 
 
 def test_a_drop_of_exactly_what_is_tolerated_is_tolerated(base) -> None:
-    assert [r.tolerated for r in rounds_with(base, [1.0, 0.5, 0.25], 0.5)] == [True, True, False]
+    rounds, _ = rounds_with(base, [100 * 0.9, 100 * 0.6, 100 * 0.3], 30.0)
+    assert [r.tolerated for r in rounds] == [True, True, False]
 
 
 def test_without_a_limit_everything_is_removed(base) -> None:
-    rounds = rounds_with(base, [0.0] * 99, math.inf)
-    assert [site for r in rounds for site in r.removed] == sites(base)
+    rounds, trained = rounds_with(base, [0.0] * 99, math.inf)
+    assert [gone.site for gone in rounds[-1].removed] == sites(base) and trained == list(range(len(sites(base)) + 1))
     assert sites(rounds[-1].network) == []
-
-
-def test_together_removes_what_is_idle_with_the_lowest(base) -> None:
-    first, second, third, *rest = sites(base)
-    scores = {first: 0.2, second: 0.0, third: 0.0} | {site: 0.5 for site in rest}
-    together = rounds_with(base, [1.0] * 99, math.inf, scores, together=True)
-    assert [r.removed for r in together[1:3]] == [(second, third), (first,)]
-    apart = rounds_with(base, [1.0] * 99, math.inf, scores)
-    assert [r.removed for r in apart[1:4]] == [(second,), (third,), (first,)]
-
-
-def test_rounds_that_were_killed_resume_to_the_same_bits(base, samples, tmp_path: Path) -> None:
-    trained = []
-
-    def retrained(network: Network) -> Network:
-        trained.append(len(network.edits))
-        return train(network, samples, SHORT)
-
-    def accuracy(network: Network) -> float:
-        x, y = next(samples.batches(64))
-        with torch.no_grad():
-            return (network(x).argmax(1) == y).double().mean().item()
-
-    def run(folder: Path | None):
-        return iterate(
-            base, by_entropy(samples), remover(samples, "identity"), retrained, accuracy, math.inf, checkpoint=folder
-        )
-
-    whole = list(islice(run(None), 4))
-    assert trained == [1, 2, 3]
-    trained.clear()
-    started = list(islice(run(tmp_path / "rounds"), 3))
-    assert trained == [1, 2]
-    (tmp_path / "rounds" / "round-003.partial").mkdir()  # killed while it was written
-    resumed = list(islice(run(tmp_path / "rounds"), 4))
-    assert trained == [1, 2, 3]
-    for a, b in zip(whole, resumed, strict=True):
-        assert (a.removed, a.ranking, a.quality, a.tolerated) == (b.removed, b.ranking, b.quality, b.tolerated)
-        assert a.network.fingerprint() == b.network.fingerprint() and a.network.edits == b.network.edits
-    assert started[2].network.fingerprint() == resumed[2].network.fingerprint()
-
-
-def test_rounds_of_another_network_are_refused(base, x, tmp_path: Path) -> None:
-    rounds_with(base, [1.0, 0.0], 0.5, checkpoint=tmp_path / "rounds")
-    other = base.copy()
-    with torch.no_grad():
-        other.layer("head").bias.add_(1)
-    with pytest.raises(UsageError) as caught:
-        rounds_with(other, [1.0, 0.0], 0.5, checkpoint=tmp_path / "rounds")
-    assert caught.value.code == "ROUNDS_FOREIGN"
-
-
-def test_one_shot_removes_the_lowest_and_trains_once(base, samples) -> None:
-    trained: list[Network] = []
-
-    def train(network: Network) -> Network:
-        trained.append(network)
-        return network
-
-    flat = one_shot(base, by_entropy(samples), remover(samples), train, 3)
-    lowest = [site for site, _ in by_entropy(samples)(base)[:3]]
-    assert len(trained) == 1 and set(sites(base)) - set(sites(flat)) == set(lowest)
-    assert all(isinstance(flat.layer(site), ChannelAffine) for site in lowest)
 
 
 def test_training_by_a_policy_learns_the_labels_with_batch_statistics(base, samples, x) -> None:
@@ -344,13 +279,6 @@ def test_policies_drop_the_rate_at_their_milestones(samples) -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001]) and policy.steps(samples) == 160
     assert POLICIES["transfer"].rate_at(199, samples) == 1e-4 and POLICIES["transfer"].steps(samples) == 200
     assert Policy(epochs=0.5, batch=16, rate=1.0).steps(samples) == 2
-
-
-def test_anchor_of_the_mean_over_undecided_neurons() -> None:
-    z = torch.tensor([[1.0 if sample < on else -1.0 for on in (0, 1, 2, 4, 6, 8)] for sample in range(8)])
-    seen = collect(nn.Sequential(nn.ReLU()), ["0"], [z])["0"]
-    assert egp_entropy(seen) == pytest.approx(0.791530, abs=5e-7)
-    assert egp_entropy(collect(nn.Sequential(nn.ReLU()), ["0"], [z[:, [0, 5]]])["0"]) == 0
 
 
 @pytest.mark.parametrize(
