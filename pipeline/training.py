@@ -185,10 +185,11 @@ class Training:
             network = make(self.checkpoint(inputs))
             edit_log.save(network.edits, folder)
             network.save_weights(folder / "weights.safetensors")
-            return judge(network)
+            judged = judge(network)
+            self.run.clear_scratch()  # not where the stage is served: a later one may have its checkpoint there
+            return judged
 
         judged = self.run.stage(name, inputs, save)
-        self.run.clear_scratch()
         folder = self.run.root / name
         return replay(self.base, edit_log.load(folder)).with_weights(folder / "weights.safetensors"), judged
 

@@ -123,6 +123,14 @@ REFUSED = {
         {"max-drop": "0.5"}, "MAX_DROP_UNIT", "the units are pt"),
     "unknown format": (
         {"format": "tflight"}, "RECIPE_FIELD", "--format", "'tflite' or 'onnx'"),
+    "unknown removal": (
+        {"method": "easier", "removal": "slowly"}, "RECIPE_FIELD", "--removal", "'one-shot' or 'rounds'"),
+    "unknown policy of the rounds": (
+        {"method": "easier", "easier-policy": "imagenet"}, "RECIPE_FIELD", "--easier-policy", "'domainbed'"),
+    "a drop below none": (
+        {"method": "easier", "tolerated-drop": -1}, "RECIPE_FIELD", "--tolerated-drop", "greater than or equal to 0"),
+    "rounds without labels": (
+        {"method": "easier", "removal": "rounds", "data": "unlabelled.npz"}, "DATA_UNLABELLED", "--removal rounds"),
 }  # fmt: skip
 
 

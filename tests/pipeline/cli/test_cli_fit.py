@@ -216,6 +216,27 @@ def test_a_fit_on_this_machine_is_timed_by_the_clock(in_user_folder: Path, tmp_p
         assert np.median([float(row["ms"]) for row in table]) == pytest.approx(measured.median_ms, rel=1e-3)
 
 
+def test_a_fit_by_rounds_trains_reports_and_resumes(in_user_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rounds = ["--method", "easier", "--removal", "rounds", "--easier-policy", "domainbed", "--train-epochs", 1,
+              "--tolerated-drop", 50]  # fmt: skip
+    done = finished("fit", *MODEL, "--target", "host", "--latency", "0.1us", "--format", "onnx", "--recover-steps", 5,
+                    *rounds, "-o", run)  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    record = read_run(run / "report.json")
+    removed, merged, taught = record.chosen.edits
+    assert (removed.kind, removed.site, merged.kind, taught.kind) == ("linearize", "fused.act", "merge", "recover")
+    assert 0 < removed.entropy_bits < 1 and "round 1" in removed.summary and "held-out" in removed.summary
+    assert merged.predicted_saving_ms > 0 and merged.damage > 0
+    assert record.base.quality.value_percent - record.chosen.quality.value_percent < 50
+    assert removed.summary.replace("%", "").split(";")[0] in (run / "report.html").read_text().replace("%", "")
+    assert sorted(path.name for path in (run / "rounds").iterdir()) == ["00", "01"]
+    told = [event for event in events_of(run) if event["event"] == "stage" and event["stage"].startswith("rounds/")]
+    assert [(event["stage"], event["cached"]) for event in told] == [("rounds/00", False), ("rounds/01", False)]
+    again = planish("fit", "--resume", run, "-q")
+    assert again.exit_code == 3 and read_run(run / "report.json").chosen.edits == record.chosen.edits
+
+
 # --- one stage each -----------------------------------------------------------------------------------------------
 
 

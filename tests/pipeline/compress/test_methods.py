@@ -343,7 +343,14 @@ def test_other_settings_are_another_training(folder: Path) -> None:
     assert len(set(found.values())) == 4
 
 
-@pytest.mark.parametrize("fields", [{"method": "lorita"}, {"method": "layercollapse", "melting": "vision"}])
+LABELLED = [
+    {"method": "lorita"},
+    {"method": "layercollapse", "melting": "vision"},
+    {"method": "easier", "removal": "rounds"},
+]
+
+
+@pytest.mark.parametrize("fields", LABELLED, ids=str)
 def test_training_on_labels_needs_them_and_classes(fields, folder: Path) -> None:
     with pytest.raises(UsageError) as caught:
         stages(folder, "bare", data="bare.npz", **fields).samples  # noqa: B018
@@ -351,6 +358,10 @@ def test_training_on_labels_needs_them_and_classes(fields, folder: Path) -> None
     with pytest.raises(UsageError) as caught:
         stages(folder, "values", output="values", **fields).samples  # noqa: B018
     assert caught.value.code == "METHOD_OUTPUT"
+
+
+def test_what_another_method_would_train_on_needs_no_labels(folder: Path) -> None:
+    assert not stages(folder, "run", data="bare.npz", method="svd", removal="rounds").samples.training.has_labels
 
 
 def test_melting_by_the_original_needs_no_labels(folder: Path) -> None:
