@@ -64,15 +64,28 @@ def overheads(profile: Profile, format: str, progress: Progress) -> Overheads:
 def time_chains(
     artifacts: Sequence[Sequence[Chain]], profile: Profile, format: str, beside: Overheads, progress: Progress
 ) -> list[Timed]:
-    """The operators of each artifact with what each took; a chain's first is left out, and what was fused away."""
+    """The operators of each artifact with what each took, the mean of running its chains in order and in reverse.
+
+    What ran before decides what the caches hold, and what they have to write back. A chain's first operator is left
+    out, and what was fused away.
+    """
     with tempfile.TemporaryDirectory(prefix="planish-cost-") as scratch:
 
-        def one(index: int) -> Timed:
-            job, probe = _written(artifacts[index], format, Path(scratch), index)
+        def run(chains: Sequence[Chain], index: int) -> list[list[float]]:
+            job, probe = _written(chains, format, Path(scratch), index)
             times = iter(_profile(job, probe, format, profile, progress, beside.profiler_ms))
-            pairs = [[(operator, next(times)) for operator in chain][1:] for chain in artifacts[index]]
-            progress(f"{sum(map(len, artifacts[index]))} operators timed ({index + 1} of {len(artifacts)} artifacts)")
-            return [(operator, ms) for chain in pairs for operator, ms in chain if ms]
+            return [[next(times) for _ in chain] for chain in chains]
+
+        def one(index: int) -> Timed:
+            chains = artifacts[index]
+            forth, back = run(chains, 2 * index), run(chains[::-1], 2 * index + 1)[::-1]
+            progress(f"{sum(map(len, chains))} operators timed ({index + 1} of {len(artifacts)} artifacts)")
+            return [
+                (operator, (first + second) / 2)
+                for chain, there, again in zip(chains, forth, back, strict=True)
+                for operator, first, second in list(zip(chain, there, again, strict=True))[1:]
+                if first and second
+            ]
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             return list(pool.map(one, range(len(artifacts))))
