@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import struct
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from torch import Tensor
 from calibration.callables import load_callable
 from calibration.sources import Source, from_returned, read_folder, read_npz
 from targets.errors import UsageError, nearest
+
+PASS_VALUES = 1 << 21  # of the inputs of one forward pass
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,21 @@ class Samples:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    @property
+    def batch_size(self) -> int:
+        """Samples in one forward pass: 64, but fewer large ones, for their feature maps take memory."""
+        return min(64, max(8, PASS_VALUES // math.prod(self.shape)))
+
+    def batches(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yields x: [B, *shape] float32 and y: [B] int64 (None without labels), always in the same order.
 
         The last batch holds what is left over. Images lie in memory with the channels last, the way in which
         convolutions are faster. Raises `UsageError` DATA_SHAPE, DATA_LABELS, DATA_FORMAT or DATA_CALLABLE when a sample
         cannot be used.
         """
-        for start in range(0, len(self), batch_size):
-            read = [self._read(index) for index in self._indices[start : start + batch_size]]
+        size = batch_size or self.batch_size
+        for start in range(0, len(self), size):
+            read = [self._read(index) for index in self._indices[start : start + size]]
             x = torch.stack([x for x, _ in read])
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
             yield x, torch.tensor([y for _, y in read], dtype=torch.int64) if self.has_labels else None
@@ -114,15 +123,15 @@ class Samples:
         held = set(random.Random(seed).sample(range(len(self)), count))
         return (self.select([i for i in range(len(self)) if i not in held]), self.select(sorted(held)))
 
-    def validate(self, batch_size: int = 64) -> SampleInfo:
+    def validate(self) -> SampleInfo:
         """Reads every sample once and returns what was seen.
 
         Raises `UsageError`: DATA_NAN for a sample with NaN or infinite values, DATA_LABELS for a label outside
         [0, classes), and what `batches` raises.
         """
         low, high = float("inf"), float("-inf")
-        for number, (x, y) in enumerate(self.batches(batch_size)):
-            first = number * batch_size
+        for number, (x, y) in enumerate(self.batches()):
+            first = number * self.batch_size
             finite = x.flatten(1).isfinite().all(1)
             if not finite.all():
                 raise self._not_finite(first + int((~finite).nonzero()[0]))

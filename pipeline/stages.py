@@ -44,7 +44,6 @@ from targets.profile import Profile
 PARITY_SAMPLES = 64
 MEASURED_SAMPLES = 1
 PLANNING_COST_MACS = 1e10  # multiply-accumulates that one measurement of damage may cost, where 32 samples cost less
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Stages:
             found = collect(
                 self.base.graph,
                 sites(self.base),
-                self.samples.calibration.batches(BATCH),
+                self.samples.calibration.batches(),
                 channel_dims=channel_dims(self.base),
             )
             found.save(folder / "statistics.safetensors")
@@ -142,8 +141,8 @@ class Stages:
         macs = sum(row["macs"] for row in layer_rows(self.base, self.costs))
         samples = self.samples.calibration
         count = min(max(32, int(PLANNING_COST_MACS / max(macs, 1))), max(1, len(samples) // 4))
-        batches = [x for x, _ in samples.take(count).batches(BATCH)]
-        fitted = [x for x, _ in samples.select(range(count, len(samples))).batches(BATCH)]
+        batches = [x for x, _ in samples.take(count).batches()]
+        fitted = [x for x, _ in samples.select(range(count, len(samples))).batches()]
         recipe, training, classes = self.recipe, self.training, self.classes is not None
         knobs = {"linearize": recipe.linearize, "ranks": recipe.ranks, "progress": self.progress}
         knobs |= {"melted": training.melted, "easing": training.easing}
@@ -192,7 +191,7 @@ class Stages:
 
         def make(folder: Path) -> dict[str, Any]:
             chosen = self.planner.plan(budget_ms)
-            batches = [x for x, _ in self.samples.calibration.batches(BATCH)]
+            batches = [x for x, _ in self.samples.calibration.batches()]
             network = realise(self.planner.start(chosen), chosen.options, batches, self.progress)
             return self._keep(
                 folder,
@@ -372,9 +371,9 @@ class Stages:
         def make(_: Path) -> dict[str, Any]:
             self.progress(f"judging quality on {len(self.samples.test)} test samples")
             if artifact is None:
-                answers = run(self.load(made), [x for x, _ in self.samples.test.batches(BATCH)]).numpy()
+                answers = run(self.load(made), [x for x, _ in self.samples.test.batches()]).numpy()
             else:
-                answers = predictions(artifact, (x.numpy() for x, _ in self.samples.test.batches(BATCH)))
+                answers = predictions(artifact, (x.numpy() for x, _ in self.samples.test.batches()))
             right = int((answers.argmax(1) == self._truth).sum())
             record = QualityRecord.of_counts(
                 "top-1" if self.samples.test.has_labels else "agreement with the original",
@@ -391,8 +390,8 @@ class Stages:
     def _truth(self) -> np.ndarray:
         """What the right answers are: the labels, else the original's own answers."""
         if self.samples.test.has_labels:
-            return np.concatenate([y.numpy() for _, y in self.samples.test.batches(BATCH)])
-        return run(self.base, [x for x, _ in self.samples.test.batches(BATCH)]).numpy().argmax(1)
+            return np.concatenate([y.numpy() for _, y in self.samples.test.batches()])
+        return run(self.base, [x for x, _ in self.samples.test.batches()]).numpy().argmax(1)
 
 
 def _digest(path: str) -> str:

@@ -52,7 +52,7 @@ def command(
         if data:
             samples = open_samples(data, input_shape=network.input_shape, **normalisation)
             found = collect(
-                network.graph, sites(network), samples.take(512).batches(64), channel_dims=channel_dims(network)
+                network.graph, sites(network), samples.take(512).batches(), channel_dims=channel_dims(network)
             )
             entropy = {site: found[site].entropy() for site in found}
     rows: list[dict[str, Any]] = [

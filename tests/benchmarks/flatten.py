@@ -62,7 +62,7 @@ class Benchmark:
         self.training, self.test = self.problem.training(), self.problem.test(asked.test)
         count = min(asked.calibration, len(self.training))
         chosen = random.Random(0).sample(range(len(self.training)), count)  # files may be sorted
-        calibration = [x for x, _ in self.training.select(chosen).batches(BATCH)]
+        calibration = [x for x, _ in self.training.select(chosen).batches()]
         self.contest = Contest(self.problem, costs, calibration, asked.planning, self.progress)
         self.base_ms = sum(milliseconds(self.base, costs).values())
         self.started, self.phase = time.monotonic(), ""
