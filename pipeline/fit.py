@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.export.artifact import Artifact
 from pipeline.search import Probe, next_budget
@@ -69,8 +69,9 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
         if budget_ms is None:
             break
         made, planned = stages.compressed(index, budget_ms), index
-        if not made.result["edits"]:
-            break  # no edit of this network is cheaper on the target
+        if not made.result["edits"]:  # nothing makes this network cheaper on the target, or nothing may
+            original.made = replace(original.made, result=original.made.result | {"rejected": made.result["rejected"]})
+            break
         if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
             break  # the same plan again: nothing lies between
         candidate = _candidate(stages, index, made, primary)

@@ -158,7 +158,8 @@ def _headline(stages: Stages, result: FitResult) -> str:
     if not result.met:
         times = final.milliseconds / result.goal_ms
         if final is original:
-            return f"The original takes {took} and no edit that planish knows makes it faster there."
+            method = stages.recipe.method
+            return f"The original takes {took} and {method} may do nothing that makes it faster: the report says why."
         smallest = "; nothing smaller can be planned" if final.made.result["smallest"] else ""
         return f"The closest candidate takes {took}, {times:.3g} times the {result.goal_ms:.3g} ms asked for{smallest}."
     if result.floor_kept is False:

@@ -81,15 +81,19 @@ class EasierRounds:
         """The plans after 0, 1, 2 ... tolerated rounds; a round that has not been made trains when it is asked for."""
         yield from self._plans
         for done in self._rounds:
-            self.subject.progress(
-                f"round {len(done.removed)}: {done.accuracy:.2f} % of the held-out samples right, "
-                f"{done.drop:.2f} points lost, {self.easing.tolerated_drop:g} tolerated"
-            )
+            self.subject.progress(self._told(done))
             if not done.tolerated:
                 self._ended = (self._intolerable(done),)
             elif done.removed:
                 self._plans.append(self._merged(done))
                 yield self._plans[-1]
+
+    def _told(self, done: Round) -> str:
+        reached = f"{done.accuracy:.2f} % of the held-out samples right"
+        if not done.removed:
+            return f"trained with every activation: {reached}"
+        lost = f"{done.drop:.2f} points lost, {self.easing.tolerated_drop:g} tolerated"
+        return f"round {len(done.removed)}: {reached}, {lost}"
 
     def _intolerable(self, done: Round) -> tuple[str, str, str]:
         why = (

@@ -19,6 +19,7 @@ from commands import ENVIRONMENT, events_of, finished, planish, started
 from tiny import SHAPE
 
 from pipeline.export.artifact import sha256_of
+from pipeline.training import Training
 from reports.records import ManifestRecord, RunRecord, read_run
 from targets.arm.parts import is_ready
 
@@ -235,6 +236,19 @@ def test_a_fit_by_rounds_trains_reports_and_resumes(in_user_folder: Path, tmp_pa
     assert [(event["stage"], event["cached"]) for event in told] == [("rounds/00", False), ("rounds/01", False)]
     again = planish("fit", "--resume", run, "-q")
     assert again.exit_code == 3 and read_run(run / "report.json").chosen.edits == record.chosen.edits
+
+
+def test_a_fit_whose_first_round_costs_too_much_says_why(in_user_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Training, "retrained", lambda self, network, number: (network, 90.0 - 5 * number))
+    run = tmp_path / "run"
+    done = planish("fit", *MODEL, "--target", "host", "--latency", "0.1us", "--format", "onnx",
+                   "--method", "easier", "--removal", "rounds", "-o", run)  # fmt: skip
+    assert done.exit_code == 3, done.stderr
+    record = read_run(run / "report.json")
+    assert record.candidates == () and record.chosen.edits == () and "easier may do nothing" in record.headline
+    (ended,) = record.base.rejected
+    assert (ended.kind, ended.site) == ("linearize", "fused.act") and "5.00 points" in ended.reason
+    assert ended.reason in (run / "report.html").read_text()
 
 
 # --- one stage each -----------------------------------------------------------------------------------------------
