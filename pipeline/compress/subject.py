@@ -82,7 +82,7 @@ class Planner(Protocol):
 
     @property
     def rejected(self) -> Rejected:
-        """What was looked at and can never save time."""
+        """What was looked at and is never taken, with the reason: most of it saves no time."""
 
     def plan(self, budget_ms: float) -> Plan:
         """For a predicted time of at most `budget_ms`, or for the least there is."""
