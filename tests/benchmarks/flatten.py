@@ -194,7 +194,7 @@ class Benchmark:
     def accuracy(self, network: Network) -> float:
         """Top-1 in percent."""
         right = 0
-        for x, y in self.test.batches(250):
+        for x, y in self.test.batches():
             right += int((run(network, [x]).argmax(1) == y).sum())
         return round(100 * right / len(self.test), 2)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from networks.small import randomise_norms
 from networks.resnet import CifarResNet
+from networks.small import randomise_norms
 from torch import nn
 
 from pipeline.compress.analysis import run
