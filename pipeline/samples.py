@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from calibration.dataset import Samples, open_samples
 from pipeline.recipe import Recipe
 from targets.errors import UsageError
+
+OBSERVED_VALUES = 1 << 25  # of their inputs together
 
 
 class FitSamples:
@@ -35,6 +38,11 @@ class FitSamples:
         count = min(recipe.calibration_samples, len(self.training))
         chosen = random.Random(recipe.seed).sample(range(len(self.training)), count)
         self.calibration = self.training.select(chosen)  # in no order: any first part is a random one, too
+
+
+def observed(calibration: Samples) -> Samples:
+    """Those that activations are observed on: of large samples a few hundred are enough, with values at every pixel."""
+    return calibration.take(max(64, OBSERVED_VALUES // math.prod(calibration.shape)))
 
 
 def _require_repeatable(samples: Samples) -> None:

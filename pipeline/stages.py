@@ -29,7 +29,7 @@ from pipeline.model.edits import replay
 from pipeline.model.ingest import ingest, require_one_tensor
 from pipeline.model.network import Network
 from pipeline.recipe import Recipe
-from pipeline.samples import FitSamples, two_samples
+from pipeline.samples import FitSamples, observed, two_samples
 from pipeline.store import RunDirectory
 from pipeline.training import Training, require_trainable
 from pipeline.verify.execute import predictions, to_layout
@@ -121,11 +121,12 @@ class Stages:
     @cached_property
     def statistics(self) -> Statistics:
         def make(folder: Path) -> dict[str, Any]:
-            self.progress(f"entropy of {len(sites(self.base))} activations on {len(self.samples.calibration)} samples")
+            samples = observed(self.samples.calibration)
+            self.progress(f"entropy of {len(sites(self.base))} activations on {len(samples)} samples")
             found = collect(
                 self.base.graph,
                 sites(self.base),
-                self.samples.calibration.batches(),
+                samples.batches(),
                 channel_dims=channel_dims(self.base),
             )
             found.save(folder / "statistics.safetensors")

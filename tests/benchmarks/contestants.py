@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
-import torch
 from problems import Problem
 from torch import Tensor, nn
 
 from calibration.batchnorm import reestimate
+from calibration.dataset import Samples
 from calibration.statistics import collect
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.methods import PLANNERS, Planner, Subject, planner
@@ -32,6 +32,7 @@ from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
 from pipeline.model.network import Network
 from pipeline.model.operators import milliseconds, operators
+from pipeline.samples import observed
 from pipeline.stages import PLANNING_COST_MACS
 from targets.cost import CostTable
 from targets.errors import MissingEnvironmentError
@@ -65,13 +66,13 @@ class Contest:
     """One problem, prepared once for all methods.
 
     Attributes:
-        calibration: [B, ...] batches that networks are fitted on.
+        samples: that networks are fitted on.
         planned_on: samples that damage is measured on; as many as a fit takes where None.
     """
 
     problem: Problem
     costs: CostTable
-    calibration: Sequence[Tensor]
+    samples: Samples
     planned_on: int | None
     progress: Callable[[str], None]
 
@@ -94,16 +95,20 @@ class Contest:
 
     @cached_property
     def _planned(self) -> int:
-        held = sum(len(batch) for batch in self.calibration)
-        return min(self.planned_on or max(32, int(PLANNING_COST_MACS / self.macs)), held // 4)
+        return min(self.planned_on or max(32, int(PLANNING_COST_MACS / self.macs)), len(self.samples) // 4)
 
-    def _batches(self, samples: slice) -> Sequence[Tensor]:
-        return torch.cat(list(self.calibration))[samples].split(len(self.calibration[0]))
+    def _batches(self, samples: slice) -> list[Tensor]:
+        return [x for x, _ in self.samples.select(range(len(self.samples))[samples]).batches()]
+
+    @property
+    def calibration(self) -> list[Tensor]:
+        return self._batches(slice(None))
 
     @cached_property
     def subject(self) -> Subject:
         self.progress("statistics")
-        statistics = collect(self.base.graph, sites(self.base), self.calibration, channel_dims=channel_dims(self.base))
+        shown = observed(self.samples).batches()
+        statistics = collect(self.base.graph, sites(self.base), shown, channel_dims=channel_dims(self.base))
         others = self._batches(slice(self._planned, None))
         return Subject(self.base, statistics, self.planning, self.costs, True, fitted=others, progress=self.progress)
 

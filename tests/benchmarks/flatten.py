@@ -62,8 +62,7 @@ class Benchmark:
         self.training, self.test = self.problem.training(), self.problem.test(asked.test)
         count = min(asked.calibration, len(self.training))
         chosen = random.Random(0).sample(range(len(self.training)), count)  # files may be sorted
-        calibration = [x for x, _ in self.training.select(chosen).batches()]
-        self.contest = Contest(self.problem, costs, calibration, asked.planning, self.progress)
+        self.contest = Contest(self.problem, costs, self.training.select(chosen), asked.planning, self.progress)
         self.base_ms = sum(milliseconds(self.base, costs).values())
         self.started, self.phase = time.monotonic(), ""
         self.phases: dict[str, float] = {}
@@ -78,7 +77,7 @@ class Benchmark:
     def _fresh(self) -> dict[str, Any]:
         settings = {
             "test_samples": len(self.test),
-            "calibration_samples": sum(map(len, self.contest.calibration)),
+            "calibration_samples": len(self.contest.samples),
             "planning_samples": sum(map(len, self.contest.planning)),
             "cost_table": self.contest.costs.source,
         }
