@@ -18,7 +18,7 @@ from calibration.statistics import Statistics, collect
 from pipeline.compress.analysis import run
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.methods import planner
-from pipeline.compress.refitting import realise
+from pipeline.compress.realising import realise
 from pipeline.compress.subject import Planner, Subject
 from pipeline.environment import environment
 from pipeline.explain import edit_rows, layer_rows, rejected_rows

@@ -19,15 +19,16 @@ from pipeline.compress.behind import Behind
 from pipeline.compress.distance import distance
 from pipeline.compress.linearize import channel_dims, linearize
 from pipeline.compress.merge import merge
-from pipeline.compress.options import Option, most_saving, positions
+from pipeline.compress.narrowing import narrow_options
+from pipeline.compress.options import Option, most_saving
 from pipeline.compress.refitting import refit_options
 from pipeline.compress.segments import Segment, merge_span, segments
 from pipeline.model.edits import Edit, replay
-from pipeline.model.network import Network
+from pipeline.model.network import Network, positions
 from pipeline.model.operators import milliseconds
 from targets.cost import CostTable
 
-KINDS = ("merge", "refit")
+KINDS = ("merge", "refit", "narrow")
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,20 @@ def analyse(
     rejected: list[tuple[str, str, str]] = []
     found: list[Option] = []
     steps = [Level((), base_ms, 0.0)]
-    if "refit" in kinds:
+
+    def damage_behind() -> Callable[[Network, int], float]:
         behind = Behind(base, batches)
 
-        def damage_behind(edited: Network, place: int) -> float:
+        def measured(edited: Network, place: int) -> float:
             behind.advance(place)
             return divergence(reference, behind.outputs(edited), classes)
 
-        found += refit_options(base, fitted, damage_behind, costs, times, rejected, progress)
+        return measured
+
+    if "refit" in kinds:
+        found += refit_options(base, fitted, damage_behind(), costs, times, rejected, progress)
+    if "narrow" in kinds:
+        found += narrow_options(base, fitted, damage_behind(), costs, base_ms, progress)
     if levels or "merge" in kinds:
         merges = _merges(base, statistics, costs, rejected)
         if levels:

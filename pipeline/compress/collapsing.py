@@ -19,15 +19,15 @@ from calibration.regression import Regression, RegressionMoments
 from pipeline.compress.algebra import operator_of
 from pipeline.compress.analysis import divergence, run
 from pipeline.compress.collapse import Pair, collapse_edits, pairs, slope_gap
-from pipeline.compress.options import Option, positions
+from pipeline.compress.options import Option
 from pipeline.compress.plan import Plan
+from pipeline.compress.realising import realise
 from pipeline.compress.refit import Fitter, Form, refit, shape_of
-from pipeline.compress.refitting import realise
 from pipeline.compress.regions import Region
 from pipeline.compress.subject import Rejected, Subject
 from pipeline.compress.taps import Taps
 from pipeline.model.edits import Edit, replay
-from pipeline.model.network import Network
+from pipeline.model.network import Network, positions
 from pipeline.model.operators import milliseconds, node_shapes
 
 TOLERANCE = 0.05  # of a slope, for its pair to collapse

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 
 from pipeline.compress.easier import Easing, Removal, Removed, Round, iterate, remove_lowest
 from pipeline.compress.merge import merge
-from pipeline.compress.options import Option, most_saving, positions
+from pipeline.compress.options import Option, most_saving
 from pipeline.compress.plan import Plan
-from pipeline.compress.refitting import realise
+from pipeline.compress.realising import realise
 from pipeline.compress.segments import Segment, merge_span, segments
 from pipeline.compress.split import with_own_rectifiers
 from pipeline.compress.subject import Rejected, Subject
 from pipeline.model.edits import replay
-from pipeline.model.network import Network
+from pipeline.model.network import Network, positions
 from pipeline.model.operators import milliseconds
 
 

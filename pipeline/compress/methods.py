@@ -28,7 +28,7 @@ from pipeline.compress.analysis import Analysis, analyse
 from pipeline.compress.collapsing import LayerCollapse
 from pipeline.compress.easing import EasierRounds
 from pipeline.compress.grouped import Choice, alds_grouped, forms_of, grouped_factors, grouped_truncations
-from pipeline.compress.options import Option, most_saving, positions
+from pipeline.compress.options import Option, most_saving
 from pipeline.compress.plan import Plan, plan
 from pipeline.compress.ranks import (
     Ranks,
@@ -47,7 +47,7 @@ from pipeline.compress.segments import Segment, merge_span
 from pipeline.compress.subject import Planner, Rejected, Subject
 from pipeline.compress.truncate import factors, truncatable
 from pipeline.model.edits import Edit
-from pipeline.model.network import Network
+from pipeline.model.network import Network, positions
 from pipeline.model.operators import layer_operator, milliseconds, operators
 from targets.operator import Operator
 

@@ -6,10 +6,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pipeline.compress.narrow import Stretch
 from pipeline.compress.refit import Form
 from pipeline.compress.regions import Region
 from pipeline.model.edits import Edit
-from pipeline.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Option:
     """One way to make a stretch cheaper. Two options whose spans do not overlap can be taken together.
 
     Attributes:
-        kind: `merge`, `truncate`, `refit` or `collapse`.
+        kind: `merge`, `truncate`, `refit`, `narrow` or `collapse`.
         site: the first layer it is about, as the user knows it.
         span: positions in the graph of the first and the last node it replaces.
         saving_ms: by the cost table.
@@ -26,6 +26,7 @@ class Option:
         summary: what happens, in words.
         sites: the activations that become linear by it.
         region, form: of a refit, which is fitted again behind the edits before it.
+        stretch, width: of a narrowing, which is as well.
     """
 
     kind: str
@@ -38,19 +39,11 @@ class Option:
     sites: tuple[str, ...] = ()
     region: Region | None = None
     form: Form | None = None
+    stretch: Stretch | None = None
+    width: int = 0
 
     def overlaps(self, other: Option) -> bool:
         return self.span[0] <= other.span[1] and other.span[0] <= self.span[1]
-
-
-def positions(network: Network) -> dict[str, int]:
-    """Place in the graph of every node by its name, and of every layer by the user's."""
-    found: dict[str, int] = {}
-    for index, node in enumerate(network.graph.graph.nodes):
-        found[node.name] = index
-        if node.op == "call_module":
-            found[node.target] = index
-    return found
 
 
 def most_saving(options: Sequence[Option]) -> tuple[Option, ...]:

@@ -248,7 +248,7 @@ class _Solved:
 
     def __init__(self, regression: Regression) -> None:
         self.regression = regression
-        self.weight = _ridge(regression.gram, regression.cross).T
+        self.weight = ridge_solution(regression.gram, regression.cross).T
         self.residual = regression.residual(self.weight)
 
     @cached_property
@@ -266,10 +266,14 @@ def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return vectors * signs, values
 
 
-def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
+def ridge_solution(gram: Tensor, cross: Tensor) -> Tensor:
     """(G + ridge)^-1 B, [F, O]."""
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
-    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), cross)
+    return torch.linalg.solve(gram + ridge(gram), cross)
+
+
+def ridge(gram: Tensor) -> Tensor:
+    """What is added to a Gram matrix to invert it."""
+    return RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
 
 
 def _separated(regression: Regression, weight: Tensor, channels: int) -> tuple[Tensor, Tensor]:
@@ -282,12 +286,12 @@ def _separated(regression: Regression, weight: Tensor, channels: int) -> tuple[T
     pointwise = weight.new_zeros(len(weight), channels)
     for _ in range(ROUNDS):
         depthwise = depthwise / depthwise.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        pointwise = _ridge(
+        pointwise = ridge_solution(
             torch.einsum("ct,ctds,ds->cd", depthwise, gram, depthwise), torch.einsum("ct,cto->co", depthwise, cross)
         ).T
         mixed = torch.einsum("cd,ctds->ctds", pointwise.T @ pointwise, gram).flatten(2).flatten(0, 1)
         wanted = torch.einsum("oc,cto->ct", pointwise, cross).reshape(-1, 1)
-        depthwise = _ridge(mixed, wanted).view_as(depthwise)
+        depthwise = ridge_solution(mixed, wanted).view_as(depthwise)
     return depthwise, pointwise
 
 

@@ -69,6 +69,7 @@ def replay(base: Network, edits: Sequence[Edit]) -> Network:
     import pipeline.compress.grouped
     import pipeline.compress.linearize
     import pipeline.compress.merge
+    import pipeline.compress.narrow
     import pipeline.compress.prune
     import pipeline.compress.refit
     import pipeline.compress.split

@@ -154,6 +154,16 @@ def _stays(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or writes(node)
 
 
+def positions(network: Network) -> dict[str, int]:
+    """Place in the graph of every node by its name, and of every layer by the user's."""
+    found: dict[str, int] = {}
+    for index, node in enumerate(network.graph.graph.nodes):
+        found[node.name] = index
+        if node.op == "call_module":
+            found[node.target] = index
+    return found
+
+
 def writes(node: fx.Node) -> bool:
     """Whether a node is an operator that works in place."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -27,7 +27,7 @@ from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.methods import PLANNERS, Planner, Subject, planner
 from pipeline.compress.plan import Plan, plan
 from pipeline.compress.ranks import total_cost, truncations, uniform, within
-from pipeline.compress.refitting import realise
+from pipeline.compress.realising import realise
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
 from pipeline.model.network import Network

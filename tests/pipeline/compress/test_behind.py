@@ -9,10 +9,10 @@ from torch import nn
 
 from pipeline.compress.analysis import run
 from pipeline.compress.behind import Behind
-from pipeline.compress.options import positions
 from pipeline.compress.truncate import truncate
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
+from pipeline.model.network import positions
 
 
 def test_outputs_behind_a_place_are_those_of_the_edited_network() -> None:

@@ -21,7 +21,7 @@ from pipeline.compress.easier import POLICIES, Easing
 from pipeline.compress.easing import EasedPlan, EasierRounds
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.methods import planner
-from pipeline.compress.refitting import realise
+from pipeline.compress.realising import realise
 from pipeline.compress.segments import segments
 from pipeline.compress.split import with_own_rectifiers
 from pipeline.compress.subject import Subject

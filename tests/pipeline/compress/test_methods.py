@@ -22,7 +22,7 @@ from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.melt import PRESETS as MELTINGS
 from pipeline.compress.methods import PLANNERS, planner
 from pipeline.compress.plan import Plan
-from pipeline.compress.refitting import realise
+from pipeline.compress.realising import realise
 from pipeline.compress.subject import Planner, Selector, Subject
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program

@@ -18,13 +18,14 @@ from calibration.statistics import collect
 from pipeline.compress import descent
 from pipeline.compress.analysis import KINDS, analyse, divergence, run
 from pipeline.compress.linearize import channel_dims, sites
-from pipeline.compress.options import Option, most_saving, positions
+from pipeline.compress.options import Option, most_saving
 from pipeline.compress.plan import BINS, least_damage, plan
+from pipeline.compress.realising import realise
 from pipeline.compress.recover import Recovery, recover
-from pipeline.compress.refitting import realise
 from pipeline.compress.segments import segments
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
+from pipeline.model.network import positions
 from pipeline.model.operators import milliseconds, operators
 from targets.cost import CostTable
 from targets.profile import load_profile

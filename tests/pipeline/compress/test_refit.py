@@ -20,8 +20,9 @@ from pipeline.compress.algebra import LinearOperator
 from pipeline.compress.analysis import analyse, divergence, run
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.options import Option
+from pipeline.compress.realising import realise
 from pipeline.compress.refit import Fit, Fitter, Form, Shape, forms, operators, refit, shape_of
-from pipeline.compress.refitting import realise, refit_options
+from pipeline.compress.refitting import refit_options
 from pipeline.compress.regions import Region, regions
 from pipeline.compress.taps import Taps
 from pipeline.model.edits import load, replay, save
