@@ -220,6 +220,7 @@ class Training:
             self.recipe.recover_rate,
             classes=self.classes,
             mixup=self.recipe.mixup,
+            augment=self.recipe.augment,
             seed=self.recipe.seed,
         )
 

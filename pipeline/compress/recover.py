@@ -38,6 +38,7 @@ class Recovery:
         label_weight: weight of the cross-entropy on labels beside the distillation loss, where there are labels.
         classes: the outputs are rows of class scores.
         mixup: blend samples; off for inputs of which a blend means nothing.
+        augment: flip images and move them by up to four pixels, for both networks alike.
         clip: largest gradient norm.
         seed: of the order of samples and the mixing.
     """
@@ -48,6 +49,7 @@ class Recovery:
     label_weight: float = 0.0
     classes: bool = True
     mixup: bool = True
+    augment: bool = False
     clip: float = 1.0
     seed: int = 0
 
@@ -61,6 +63,7 @@ class Recovery:
             milestones=None,
             frozen_norms=True,
             clip=self.clip,
+            augment=self.augment,
             seed=self.seed,
         )
         return policy.lasting(self.steps / policy.steps_of_a_pass(samples))

@@ -200,7 +200,7 @@ class Benchmark:
     # Recovery --------------------------------------------------------------------------------------------------
 
     def _recovery(self, steps: int) -> Recovery:
-        return Recovery(steps=steps, batch=BATCH, label_weight=0.0)
+        return Recovery(steps=steps, batch=BATCH, label_weight=0.0, augment=True)
 
     @cached_property
     def steps(self) -> int:
