@@ -39,7 +39,8 @@ def reestimate(module: nn.Module, batches: Iterable[Batch], reference: nn.Module
 
     Args:
         batches: x: [B, ...] or (x, y).
-        reference: norms are matched by name; those it does not have are set as without one.
+        reference: norms are matched by name; those it does not have are set as without one, and those of which it has
+            another number of channels stay.
 
     Raises `UsageError` DATA_EMPTY when no batch has two samples.
     """
@@ -67,6 +68,8 @@ def reestimate(module: nn.Module, batches: Iterable[Batch], reference: nn.Module
         if not now.count:  # a norm that never ran keeps what it had
             continue
         if before is not None and before.count:
+            if now.covariance.shape != before.covariance.shape:
+                continue
             ratio = (now.covariance + part.eps) / (before.covariance + part.eps)
             variance = (part.running_var + part.eps) * ratio - part.eps
             part.running_mean.copy_(now.mean + (part.running_mean - before.mean) * ratio.sqrt())

@@ -1,6 +1,6 @@
 """The methods that a recipe can name: each turns a network into something that answers a budget with a plan.
 
-    auto           closed-form refits and merges of every region, one dynamic programme over all (ours)
+    auto           closed-form refits, narrowings and merges of every stretch, one dynamic programme over all (ours)
     easier         the activations of lowest entropy become linear, and what that leaves is merged (EASIER, 2024); all
                    at once, or in the paper's rounds, one at a time with a training after each (`easing`)
     layermerge     which layers merge and which go, by a dynamic programme on tables (LayerMerge, ICML 2024)

@@ -2,6 +2,8 @@
 
     auto, easier, layermerge, depth-dp, svd   as a recipe names them
     auto-isolated   the plan of `auto`, every edit fitted on the original alone instead of behind the others
+    auto-refits     `auto` without narrowing
+    auto-narrow     `auto` with nothing but narrowing
     refit-dense     `auto` with nothing but one dense convolution for two layers or more
     uniform-svd     every layer keeps the same share of its time
     torch-pruning   every layer loses the same share of its channels, those of the least norm (Fang et al., CVPR 2023,
@@ -25,6 +27,7 @@ from calibration.dataset import Samples
 from calibration.statistics import collect
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.methods import PLANNERS, Planner, Subject, planner
+from pipeline.compress.options import Option
 from pipeline.compress.plan import Plan, plan
 from pipeline.compress.ranks import total_cost, truncations, uniform, within
 from pipeline.compress.realising import realise
@@ -149,16 +152,20 @@ def _isolated(contest: Contest) -> Proposer:
     return propose
 
 
-def _dense(contest: Contest) -> Proposer:
+def _part(wanted: Callable[[Option], bool], contest: Contest) -> Proposer:
+    """`auto` with the options that are wanted."""
     analysis = contest.auto.analysis
-    kept = [o for o in analysis.options if o.form and o.form.kind == "dense" and len(o.region.layers) > 1]
-    narrowed = replace(analysis, options=tuple(kept))
+    part = replace(analysis, options=tuple(filter(wanted, analysis.options)))
 
     def propose(budget_ms: float) -> Candidate:
-        chosen = plan(narrowed, budget_ms)
+        chosen = plan(part, budget_ms)
         return _candidate(chosen, contest.fitted(chosen))
 
     return propose
+
+
+def _is_dense(option: Option) -> bool:
+    return option.form is not None and option.form.kind == "dense" and len(option.region.layers) > 1
 
 
 def _uniform(contest: Contest) -> Proposer:
@@ -231,7 +238,9 @@ def pruned(contest: Contest, ratio: float) -> nn.Module:
 
 OTHERS: dict[str, Callable[[Contest], Proposer]] = {
     "auto-isolated": _isolated,
-    "refit-dense": _dense,
+    "auto-refits": partial(_part, lambda option: option.kind != "narrow"),
+    "auto-narrow": partial(_part, lambda option: option.kind == "narrow"),
+    "refit-dense": partial(_part, _is_dense),
     "uniform-svd": _uniform,
     "torch-pruning": _pruned,
 }
