@@ -1,7 +1,8 @@
 """What `flatten.py` compresses: networks with their public weights, and data to fit and to judge them with.
 
 Neither ships with planish. `PLANISH_WEIGHTS` names a folder that holds the weights (in any folder below),
-`PLANISH_CIFAR10` the data of `cifar10.py`, `PLANISH_IMAGENET` that of `imagenet.py`.
+`PLANISH_CIFAR10` the data of `cifar10.py`, `PLANISH_IMAGENET` that of `imagenet.py`, and `PLANISH_FASHION` that of
+`fashion.py`, which also trains the transformer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]  # for the project and f
 
 from networks.mobilenet import MobileNetV2  # noqa: E402
 from networks.resnet import CifarResNet  # noqa: E402
+from networks.vit import SmallViT  # noqa: E402
 
 from calibration.dataset import Samples, open_samples  # noqa: E402
 from pipeline.model.ingest import load_weights  # noqa: E402
@@ -70,7 +72,8 @@ class Problem:
         if not Path(os.environ.get(self.source) or "/nowhere").exists():
             file = HERE / data.partition(":")[0]
             raise _missing(f"the data of {self.title}", self.source, f"see the first lines of {file.name}")
-        return open_samples(f"{HERE / data}", input_shape=self.shape, limit=limit, mean=MEAN, std=STD)
+        colour = {"mean": MEAN, "std": STD} if self.shape[0] == 3 else {}
+        return open_samples(f"{HERE / data}", input_shape=self.shape, limit=limit, **colour)
 
 
 def _weights(name: str) -> Path:
@@ -94,9 +97,11 @@ def _missing(what: str, variable: str, fix: str) -> UsageError:
 
 _CIFAR = ((3, 32, 32), ("cifar10.py:train", "cifar10.py:test"), "PLANISH_CIFAR10", "conv1")
 _PHOTOGRAPHS = ((3, 224, 224), ("imagenet.py:calibration", "imagenet.py:evaluation"), "PLANISH_IMAGENET")
+_FASHION = ((1, 28, 28), ("fashion.py:training", "fashion.py:test"), "PLANISH_FASHION")
 
 PROBLEMS = {
     "resnet-20": Problem("ResNet-20 on CIFAR-10", lambda: CifarResNet(3), "resnet20-12fca82f.th", *_CIFAR),
     "resnet-56": Problem("ResNet-56 on CIFAR-10", lambda: CifarResNet(9), "resnet56-4bfd9763.th", *_CIFAR),
+    "fashion-vit": Problem("a small ViT on Fashion-MNIST", SmallViT, "fashion-vit.safetensors", *_FASHION),
     "mobilenet-v2": Problem("MobileNetV2 on ImageNet", MobileNetV2, "mobilenet_v2-b0353104.pth", *_PHOTOGRAPHS),
 }
