@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from calibration.dataset import Samples
+from pipeline.compress.watch import Watch
 from pipeline.model.network import Network
 from targets.errors import UsageError
 
@@ -150,6 +151,7 @@ def descend(
     undecayed: Collection[nn.Parameter] = (),
     after: Callable[[int], None] = lambda step: None,
     answers: Answers | None = None,
+    watch: Watch | None = None,
     checkpoint: Path | None = None,
     progress: Progress = lambda step, loss: None,
 ) -> None:
@@ -161,6 +163,7 @@ def descend(
         undecayed: parameters that weight decay leaves alone.
         after: called with the step, counted from 0, when the optimiser has made it.
         answers: what `loss` counts right answers in; a policy with a plateau needs it.
+        watch: ends the training early, and what it saw best is what the training leaves.
         checkpoint: where the state is kept every 20 s; an existing one is resumed from.
         progress: called with (steps made, loss) after every step.
 
@@ -172,9 +175,12 @@ def descend(
     mixed = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     graph.to(device).train(not policy.frozen_norms)
     weights = [p for p in graph.parameters() if p.requires_grad]
-    state = _State(graph, _optimizer(policy, weights, undecayed), policy.plateau, answers or Answers())
-    a_pass, saved = policy.steps_of_a_pass(samples), time.monotonic()
-    for step in range(state.resume(checkpoint), policy.steps(samples)):
+    state = _State(graph, _optimizer(policy, weights, undecayed), policy.plateau, answers or Answers(), watch)
+    a_pass, steps, saved = policy.steps_of_a_pass(samples), policy.steps(samples), time.monotonic()
+    first = state.resume(checkpoint)
+    if watch is not None and first == 0:
+        watch.look(graph)
+    for step in range(first, steps):
         if state.ended:
             break
         x, y = policy.batch_of(samples, step)
@@ -190,9 +196,13 @@ def descend(
             state.end_epoch()
         after(step)
         progress(step + 1, value.item())
+        if watch is not None and watch.due(step + 1, steps):
+            watch.look(graph)
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             state.save(checkpoint, step + 1)
             saved = time.monotonic()
+    if watch is not None:
+        graph.load_state_dict(watch.weights)
     graph.to("cpu").eval()
 
 
@@ -280,9 +290,14 @@ class _State:
     """Everything that a descent goes on from, and its checkpoint."""
 
     def __init__(
-        self, graph: nn.Module, optimizer: torch.optim.Optimizer, plateau: Plateau | None, answers: Answers
+        self,
+        graph: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plateau: Plateau | None,
+        answers: Answers,
+        watch: Watch | None,
     ) -> None:
-        self.graph, self.optimizer, self.answers, self.least_rate = graph, optimizer, answers, 0.0
+        self.graph, self.optimizer, self.answers, self.watch, self.least_rate = graph, optimizer, answers, watch, 0.0
         self.rule: ReduceLROnPlateau | None = None
         if plateau is not None:
             self.least_rate = plateau.least_rate
@@ -290,7 +305,9 @@ class _State:
 
     @property
     def ended(self) -> bool:
-        """Whether the plateau rule has made the rate nothing."""
+        """Whether the plateau rule has made the rate nothing, or the watch has seen nothing better for long."""
+        if self.watch is not None and self.watch.ended:
+            return True
         return self.optimizer.param_groups[0]["lr"] < self.least_rate
 
     def set_rate(self, rate: float) -> None:
@@ -311,6 +328,7 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "plateau": self.rule and self.rule.state_dict(),
             "answers": vars(self.answers),
+            "watch": self.watch and self.watch.state,
         }
         partial = checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -326,4 +344,6 @@ class _State:
         if self.rule is not None:
             self.rule.load_state_dict(state["plateau"])
         self.answers.seen, self.answers.right = state["answers"]["seen"], state["answers"]["right"]
+        if self.watch is not None:
+            self.watch.resume(state["watch"])
         return state["step"]

@@ -5,26 +5,30 @@ Label-free by default: the student follows the original's softened class probabi
 thousand samples give ever new inputs on which the original still knows the answer; "function matching", Beyer et al.,
 CVPR 2022). Labels can add a cross-entropy term on the samples themselves. Norm statistics are frozen (re-estimated
 after the edits), the gradient is clipped and the rate is small: the closed forms carry most of the load, and large
-steps destroy what they saved.
+steps destroy what they saved. A tenth of the samples is held out where there are enough; the state whose answers were
+nearest to the original's on them is what stays, and a recovery ends when none is nearer for long (see `watch`).
 
 needs: training. knob: the number of steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from calibration.dataset import Samples
 from pipeline.compress.descent import Policy, Progress, descend, step_generator, training_device
 from pipeline.compress.distance import distance
+from pipeline.compress.watch import Watch
 from pipeline.model.network import Network
 
 TEMPERATURE = 4.0
+HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 64, 256  # share and number of the samples that it is judged on
 
 
 @dataclass(frozen=True)
@@ -89,23 +93,45 @@ def recover(
     """
     if settings.steps == 0:
         return student
-    network, policy = student.copy(), settings.policy(samples)
+    network, held = student.copy(), None
+    if len(samples) * HELD_OUT >= FEWEST_HELD_OUT:
+        samples, held = samples.split(HELD_OUT, settings.seed)
+        held = held.take(MOST_HELD_OUT)
+    policy = settings.policy(samples)
     graph, original = network.graph, teacher.copy().graph.to(training_device()).eval()
     temperature = TEMPERATURE if settings.classes else 1.0
+
+    def apart(target: Tensor, answer: Tensor) -> Tensor:
+        return temperature**2 * distance(target / temperature, answer / temperature, settings.classes)
 
     def loss(x: Tensor, y: Tensor | None, step: int) -> Tensor:
         shown = _mixed(x, step_generator(settings.seed, step)) if settings.mixup else x
         with torch.no_grad():
             target = original(shown).float()
         answer = graph(shown).float()
-        value = temperature**2 * distance(target / temperature, answer / temperature, settings.classes)
+        value = apart(target, answer)
         if y is not None and settings.classes and settings.label_weight > 0:
             own = F.cross_entropy(graph(x).float() if settings.mixup else answer, y)
             value = (1 - settings.label_weight) * value + settings.label_weight * own
         return value
 
-    descend(graph, samples, policy, loss, checkpoint=checkpoint, progress=progress)
+    watch = None if held is None else Watch(_judge(graph, original, held, lambda a, b: apart(a, b).item()))
+    descend(graph, samples, policy, loss, watch=watch, checkpoint=checkpoint, progress=progress)
     return network
+
+
+def _judge(
+    student: nn.Module, teacher: nn.Module, held: Samples, apart: Callable[[Tensor, Tensor], float]
+) -> Callable[[], float]:
+    """How far the student's answers are from the teacher's on held-out samples."""
+    wanted = _answers(teacher, held)
+    return lambda: apart(wanted, _answers(student, held))
+
+
+def _answers(graph: nn.Module, samples: Samples) -> Tensor:
+    """[N, ...] float32, on the training device."""
+    with torch.no_grad():
+        return torch.cat([graph(x.to(training_device())).float() for x, _ in samples.batches()])
 
 
 def _mixed(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -138,8 +138,8 @@ def lorita_table(record: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"The public weights have {record['base_accuracy']:.2f} % of 10,000 test images; then {record['epochs']:g} "
-        "epochs as factors (the authors: 300 from the start, 92.33 % with 2 factors, 91.62 % with 3). Columns: share of "
-        "the convolutions' singular values that is cut, without further training."
+        "epochs as factors (the authors: 300 from the start, 92.33 % with 2 factors, 91.62 % with 3). Columns: the "
+        "share of the convolutions' singular values that is cut, without further training."
     )
     yield ""
     yield "| factors | " + " | ".join(f"{share:g}" for share in CUTS) + " |"

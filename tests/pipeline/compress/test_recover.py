@@ -110,3 +110,37 @@ def test_samples_are_blended_unless_that_is_turned_off(base, student, bare) -> N
     assert recover(student, base, bare, SETTINGS).fingerprint() != (
         recover(student, base, bare, replace(SETTINGS, mixup=False)).fingerprint()
     )
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Samples:
+    x = torch.randn(700, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+    np.savez(tmp_path / "many.npz", x=x.numpy())
+    return open_samples(tmp_path / "many.npz")
+
+
+def test_a_recovery_that_harms_ends_early_and_leaves_the_best(base, student, many) -> None:
+    made: list[int] = []
+    wild = Recovery(steps=600, batch=8, rate=10.0)
+    recovered = recover(student, base, many, wild, progress=lambda step, loss: made.append(step))
+    assert len(made) < 600
+    x = many.split(0.1)[1].batches(70)
+    held = [next(x)[0]]
+    reference = run(base, held)
+    assert divergence(reference, run(recovered, held), True) <= divergence(reference, run(student, held), True) + 1e-6
+
+
+def test_a_watched_recovery_resumes_to_the_same_bits(base, student, many, tmp_path, monkeypatch) -> None:
+    settings = Recovery(steps=45, batch=16)
+    whole = recover(student, base, many, settings)
+    monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
+
+    def die(step: int, loss: float) -> None:
+        if step == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(student, base, many, settings, checkpoint=tmp_path / "state.pt", progress=die)
+    assert torch.load(tmp_path / "state.pt")["watch"]["weights"]
+    resumed = recover(student, base, many, settings, checkpoint=tmp_path / "state.pt")
+    assert resumed.fingerprint() == whole.fingerprint()
