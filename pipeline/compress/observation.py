@@ -17,7 +17,7 @@ from pipeline.model.network import Network
 
 ROWS_A_FEATURE, LEAST_ROWS = 8, 16384  # observations a fit takes, where the samples have as many
 FEWEST_ROWS = 4  # a feature: with fewer a fit follows the samples, not the network
-POSITIONS = 64  # of one sample at most, in a plan's fits
+POSITIONS = 16  # of one sample at most, in a plan's fits: neighbours are alike, more samples say more
 MOST_BYTES = 1 << 30  # of moments that are collected in one pass over the samples
 
 

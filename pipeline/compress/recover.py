@@ -6,7 +6,8 @@ thousand samples give ever new inputs on which the original still knows the answ
 CVPR 2022). Labels can add a cross-entropy term on the samples themselves. Norm statistics are frozen (re-estimated
 after the edits), the gradient is clipped and the rate is small: the closed forms carry most of the load, and large
 steps destroy what they saved. A tenth of the samples is held out where there are enough; the state whose answers were
-nearest to the original's on them is what stays, and a recovery ends when none is nearer for long (see `watch`).
+nearest to the original's on them is what stays, and a recovery ends when none is nearer for long (see `watch`). They
+also tell how large a rate the network bears.
 
 needs: training. knob: the number of steps.
 """
@@ -14,7 +15,7 @@ needs: training. knob: the number of steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,13 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.dataset import Samples
-from pipeline.compress.descent import Policy, Progress, descend, step_generator, training_device
+from pipeline.compress.descent import Loss, Policy, Progress, descend, step_generator, training_device
 from pipeline.compress.distance import distance
 from pipeline.compress.watch import Watch
 from pipeline.model.network import Network
 
 TEMPERATURE = 4.0
 HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 64, 256  # share and number of the samples that it is judged on
+RUNGS, RUNG, TRIAL_STEPS = 6, 10**0.5, 8  # rates that are tried, one over the next, and for how long
+LADDER_FROM = 100  # steps of a recovery that leave room for that
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Recovery:
     Attributes:
         steps: optimiser steps; 0 leaves the network as it is.
         batch: samples a step.
-        rate: peak learning rate of Adam, reached after a twentieth of the steps and then following a cosine to zero.
+        rate: peak learning rate of Adam, reached after a twentieth of the steps and then following a cosine to zero; a
+            smaller one where a long recovery finds that the network does not bear it.
         label_weight: weight of the cross-entropy on labels beside the distillation loss, where there are labels.
         classes: the outputs are rows of class scores.
         mixup: blend samples; off for inputs of which a blend means nothing.
@@ -93,39 +97,65 @@ def recover(
     """
     if settings.steps == 0:
         return student
-    network, held = student.copy(), None
+    held = None
     if len(samples) * HELD_OUT >= FEWEST_HELD_OUT:
         samples, held = samples.split(HELD_OUT, settings.seed)
         held = held.take(MOST_HELD_OUT)
-    policy = settings.policy(samples)
-    graph, original = network.graph, teacher.copy().graph.to(training_device()).eval()
+    original = teacher.copy().graph.to(training_device()).eval()
     temperature = TEMPERATURE if settings.classes else 1.0
 
     def apart(target: Tensor, answer: Tensor) -> Tensor:
         return temperature**2 * distance(target / temperature, answer / temperature, settings.classes)
 
-    def loss(x: Tensor, y: Tensor | None, step: int) -> Tensor:
-        shown = _mixed(x, step_generator(settings.seed, step)) if settings.mixup else x
-        with torch.no_grad():
-            target = original(shown).float()
-        answer = graph(shown).float()
-        value = apart(target, answer)
-        if y is not None and settings.classes and settings.label_weight > 0:
-            own = F.cross_entropy(graph(x).float() if settings.mixup else answer, y)
-            value = (1 - settings.label_weight) * value + settings.label_weight * own
-        return value
+    def loss_of(graph: nn.Module) -> Loss:
+        def loss(x: Tensor, y: Tensor | None, step: int) -> Tensor:
+            shown = _mixed(x, step_generator(settings.seed, step)) if settings.mixup else x
+            with torch.no_grad():
+                target = original(shown).float()
+            answer = graph(shown).float()
+            value = apart(target, answer)
+            if y is not None and settings.classes and settings.label_weight > 0:
+                own = F.cross_entropy(graph(x).float() if settings.mixup else answer, y)
+                value = (1 - settings.label_weight) * value + settings.label_weight * own
+            return value
 
-    watch = None if held is None else Watch(_judge(graph, original, held, lambda a, b: apart(a, b).item()))
-    descend(graph, samples, policy, loss, watch=watch, checkpoint=checkpoint, progress=progress)
+        return loss
+
+    def judge_of(graph: nn.Module) -> Callable[[], float]:
+        wanted = _answers(original, held)
+        return lambda: apart(wanted, _answers(graph, held)).item()
+
+    network = student.copy()
+    if held is not None and settings.steps >= LADDER_FROM:
+        settings = _bearable(student, samples, settings, loss_of, judge_of)
+    watch = None if held is None else Watch(judge_of(network.graph.to(training_device())))
+    policy = settings.policy(samples)
+    descend(
+        network.graph, samples, policy, loss_of(network.graph), watch=watch, checkpoint=checkpoint, progress=progress
+    )
     return network
 
 
-def _judge(
-    student: nn.Module, teacher: nn.Module, held: Samples, apart: Callable[[Tensor, Tensor], float]
-) -> Callable[[], float]:
-    """How far the student's answers are from the teacher's on held-out samples."""
-    wanted = _answers(teacher, held)
-    return lambda: apart(wanted, _answers(student, held))
+def _bearable(
+    student: Network,
+    samples: Samples,
+    settings: Recovery,
+    loss_of: Callable[[nn.Module], Loss],
+    judge_of: Callable[[nn.Module], Callable[[], float]],
+) -> Recovery:
+    """The settings with the largest rate that a few steps at it bring nearer, and without the steps that told.
+
+    What a network bears differs by orders of magnitude: a MobileNet with narrow channels breaks at a rate that a ResNet
+    needs. Where none of the rates brings it nearer, the least.
+    """
+    before = judge_of(student.copy().graph.to(training_device()).eval())()
+    for rung in range(RUNGS):
+        tried, rate = student.copy(), settings.rate / RUNG**rung
+        trial = replace(settings, steps=TRIAL_STEPS, rate=rate).policy(samples)
+        descend(tried.graph, samples, trial, loss_of(tried.graph))
+        if judge_of(tried.graph.to(training_device()))() < before:
+            break
+    return replace(settings, steps=settings.steps - (rung + 1) * TRIAL_STEPS, rate=rate)
 
 
 def _answers(graph: nn.Module, samples: Samples) -> Tensor:

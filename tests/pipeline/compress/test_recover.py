@@ -13,7 +13,7 @@ from networks.small import small
 import pipeline.compress.descent as descent
 from calibration.dataset import Samples, open_samples
 from pipeline.compress.analysis import divergence, run
-from pipeline.compress.recover import Recovery, recover
+from pipeline.compress.recover import TRIAL_STEPS, Recovery, recover
 from pipeline.compress.truncate import truncate
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
@@ -144,3 +144,13 @@ def test_a_watched_recovery_resumes_to_the_same_bits(base, student, many, tmp_pa
     assert torch.load(tmp_path / "state.pt")["watch"]["weights"]
     resumed = recover(student, base, many, settings, checkpoint=tmp_path / "state.pt")
     assert resumed.fingerprint() == whole.fingerprint()
+
+
+def test_a_rate_that_a_network_does_not_bear_is_lowered(base, student, many) -> None:
+    made: list[int] = []
+    wild = Recovery(steps=200, batch=16, rate=3.0)
+    recovered = recover(student, base, many, wild, progress=lambda step, loss: made.append(step))
+    assert made[-1] <= 200 - 2 * TRIAL_STEPS  # trials count, and the first rate is not the one
+    held = [next(many.split(0.1)[1].batches(70))[0]]
+    reference = run(base, held)
+    assert divergence(reference, run(recovered, held), True) < 0.9 * divergence(reference, run(student, held), True)
