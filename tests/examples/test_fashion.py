@@ -30,7 +30,7 @@ def model() -> ModuleType:
 @pytest.mark.parametrize("name", ["calibration.npz", "test.npz"])
 def test_committed_samples(name: str):
     samples = open_samples(FASHION / name, input_shape=(1, 28, 28), classes=10)
-    info = samples.validate(500)
+    info = samples.validate()
     assert (info.count, info.minimum, info.maximum) == (2000, 0.0, 1.0)
     assert torch.cat([y for _, y in samples.batches(500)]).bincount().tolist() == [200] * 10
 
