@@ -12,6 +12,7 @@ from pipeline.compress.narrow import Narrower, Stretch, narrow, stretches
 from pipeline.compress.observation import moments_of, observed_enough
 from pipeline.compress.options import Option
 from pipeline.compress.refit import MOST_FEATURES, Shape
+from pipeline.compress.refitting import LEAST_SAVING
 from pipeline.compress.tradeoff import damages, undominated
 from pipeline.compress.truncate import ranks
 from pipeline.model.edits import replay
@@ -19,8 +20,6 @@ from pipeline.model.network import Network
 from pipeline.model.operators import node_shapes, operators
 from targets.cost import CostTable
 from targets.operator import Operator
-
-LEAST_SAVING = 0.005  # of the network's time; below it a narrowing is not worth looking at
 
 
 def narrow_options(

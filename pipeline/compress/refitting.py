@@ -20,7 +20,7 @@ from pipeline.model.operators import describe, fuses, layer_operator, node_shape
 from targets.cost import CostTable
 from targets.operator import pointwise
 
-LEAST_SAVING = 0.005  # of the network's time; below it a refit is not worth looking at
+LEAST_SAVING = 0.005  # of the network's time; below it an option is not worth looking at
 
 
 def refit_options(
