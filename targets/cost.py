@@ -179,10 +179,7 @@ def unseen_times(profile: Profile, format: str, progress: Callable[[str], None] 
 def _times(
     profile: Profile, format: str, beside: Overheads, progress: Callable[[str], None], *, learn: bool = True
 ) -> tuple[Timed, Timed]:
-    """Operators to learn from, and `design.UNSEEN` others, no operator twice.
-
-    The others take longer than the profiler adds to each: less is a difference that the profiler's own time blurs.
-    """
+    """Operators to learn from, and `design.UNSEEN` others, no operator twice."""
     artifacts, others = design.artifacts() if learn else [], design.unseen_artifacts()
     learned = {operator for chains in design.artifacts() for chain in chains for operator in chain[1:]}
     if profile.kind == "emulator":
@@ -193,8 +190,7 @@ def _times(
         wanted = [*(learned if learn else ()), *list(unseen)[: design.UNSEEN]]
         times = timing.time_singles(wanted, profile, format, beside, progress)
         seen, fresh = ([pair for pair in times if (pair[0] in learned) is mine] for mine in (True, False))
-    apart = {operator: (operator, ms) for operator, ms in fresh if operator not in learned and ms >= beside.profiler_ms}
-    fresh = list(apart.values())
+    fresh = list({operator: (operator, ms) for operator, ms in fresh if operator not in learned}.values())
     return seen, fresh[: design.UNSEEN]
 
 
