@@ -57,7 +57,7 @@ class Recipe(BaseModel):
         mixup: recovery blends samples; turn it off for inputs of which a blend means nothing.
         tolerance: how much faster than asked is good enough to stop looking, as a share.
         max_probes: measured candidates before the search stops.
-        calibration_samples: how many samples statistics and planning look at.
+        calibration_samples: how many samples planning looks at; statistics take fewer of large ones.
         seed: of every random choice.
     """
 

@@ -239,7 +239,7 @@ class Training:
             "predicted_saving_ms": None,
             "damage": None,
             "entropy_bits": None,
-            "summary": f"{self.recovery.steps} steps of distillation from the original, {labels}",
+            "summary": f"up to {self.recovery.steps} steps of distillation from the original, the best kept, {labels}",
         }
 
     # -----------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def analyse(
     if "refit" in kinds:
         found += refit_options(base, fitted, damage_behind(), costs, times, rejected, progress)
     if "narrow" in kinds:
-        found += narrow_options(base, fitted, damage_behind(), costs, base_ms, progress)
+        found += narrow_options(base, fitted, damage_behind(), costs, base_ms, rejected, progress)
     if levels or "merge" in kinds:
         merges = _merges(base, statistics, costs, rejected)
         if levels:
@@ -179,7 +179,7 @@ def _merges(
                 segment.saving_ms,
                 0.0,
                 _edits_of(segment, statistics, dims),
-                _merge_summary(segment),
+                segment.summary,
                 segment.sites,
             )
         )
@@ -189,11 +189,6 @@ def _merges(
 def _edits_of(segment: Segment, statistics: Statistics, dims: Mapping[str, int]) -> tuple[Edit, ...]:
     linear = [linearize(site, statistics[site].slope, statistics[site].intercept, dims[site]) for site in segment.sites]
     return (*linear, merge(segment.layers, skip=segment.skip))
-
-
-def _merge_summary(segment: Segment) -> str:
-    border = "; near the border it differs, the padding moved to the front" if segment.moves_padding else ""
-    return f"{' + '.join(segment.layers)} become one {segment.becomes}{border}"
 
 
 def _measured_alone(

@@ -138,7 +138,6 @@ class EasierRounds:
 
 
 def _option(network: Network, segment: Segment, place: dict[str, int], gone: set[str]) -> Option:
-    border = "; near the border it differs, the padding moved to the front" if segment.moves_padding else ""
     return Option(
         "merge",
         segment.layers[0],
@@ -146,7 +145,7 @@ def _option(network: Network, segment: Segment, place: dict[str, int], gone: set
         segment.saving_ms,
         0.0,
         (merge(segment.layers, skip=segment.skip),),
-        f"{' + '.join(segment.layers)} become one {segment.becomes}{border}",
+        segment.summary,
         tuple(name for name in segment.layers if name in gone),
     )
 

@@ -28,6 +28,7 @@ def narrow_options(
     damage_of: Callable[[Network, int], float],
     costs: CostTable,
     base_ms: float,
+    rejected: list[tuple[str, str, str]],
     progress: Callable[[str], None],
 ) -> list[Option]:
     """The narrowings of every stretch that save time and are not dominated; the damage of two of each is measured.
@@ -44,11 +45,16 @@ def narrow_options(
     for stretch in stretches(base):
         shape = shape_of(stretch, base, shapes)
         if shape.in_channels * shape.kernel**2 > MOST_FEATURES or observed_enough(shape, samples) != shape:
+            why = f"{stretch.last} reads more channels and taps than a fit takes, or than the samples are enough for"
+            rejected.append(("narrow", stretch.first, why))
             continue
         before = _milliseconds(stretch, stretch.channels, priced, costs)
         saved = {w: before - _milliseconds(stretch, w, priced, costs) for w in ranks(stretch.channels)}
         if useful := {width: ms for width, ms in saved.items() if ms > LEAST_SAVING * base_ms}:
             wanted[stretch], savings[stretch] = shape, useful
+        else:
+            why = f"no width saves {LEAST_SAVING:.1%} of the network; up to {stretch.last} it takes {before:.4f} ms"
+            rejected.append(("narrow", stretch.first, why))
     progress(f"least squares for {len(wanted)} stretches that may be narrower")
     found: list[Option] = []
     for stretch, regression in moments_of(base, wanted, batches):

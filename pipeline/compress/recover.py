@@ -91,7 +91,7 @@ def recover(
 
     Args:
         checkpoint: where the state is kept every 20 s; an existing one is resumed from.
-        progress: called with (steps made, loss) after every step.
+        progress: called with (steps made, loss) after every step, those of trials too.
 
     Returns:
         The trained network in eval mode; structure and edits are the student's.
@@ -126,15 +126,19 @@ def recover(
         wanted = _answers(original, held)
         return lambda: apart(wanted, _answers(graph, held)).item()
 
-    network = student.copy()
+    network, asked = student.copy(), settings.steps
     if held is not None and settings.steps >= LADDER_FROM:
-        settings = _bearable(student, samples, settings, loss_of, judge_of)
+        settings = _bearable(student, samples, settings, loss_of, judge_of, progress)
     watch = None if held is None else Watch(judge_of(network.graph.to(training_device())))
     policy = settings.policy(samples)
-    descend(
-        network.graph, samples, policy, loss_of(network.graph), watch=watch, checkpoint=checkpoint, progress=progress
-    )
+    told = _counted(progress, asked - settings.steps)
+    descend(network.graph, samples, policy, loss_of(network.graph), watch=watch, checkpoint=checkpoint, progress=told)
     return network
+
+
+def _counted(progress: Progress, before: int) -> Progress:
+    """The same for steps that come behind others."""
+    return lambda step, loss: progress(before + step, loss)
 
 
 def _bearable(
@@ -143,6 +147,7 @@ def _bearable(
     settings: Recovery,
     loss_of: Callable[[nn.Module], Loss],
     judge_of: Callable[[nn.Module], Callable[[], float]],
+    progress: Progress,
 ) -> Recovery:
     """The settings with the asked rate or the largest that a few steps at it bring nearer, less the steps that told.
 
@@ -154,7 +159,7 @@ def _bearable(
     for rung in range(RUNGS):
         tried, rate = student.copy(), settings.rate / RUNG**rung
         trial = replace(settings, steps=TRIAL_STEPS, rate=rate).policy(samples)
-        descend(tried.graph, samples, trial, loss_of(tried.graph))
+        descend(tried.graph, samples, trial, loss_of(tried.graph), progress=_counted(progress, rung * TRIAL_STEPS))
         if judge_of(tried.graph.to(training_device()))() < before * (1 if rung else BORNE):
             break
     return replace(settings, steps=settings.steps - (rung + 1) * TRIAL_STEPS, rate=rate)

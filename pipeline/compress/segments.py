@@ -59,6 +59,12 @@ class Segment:
     def saving_ms(self) -> float:
         return self.before_ms - self.after_ms
 
+    @property
+    def summary(self) -> str:
+        """What merging does, in words."""
+        border = "; near the border it differs, the padding moved to the front" if self.moves_padding else ""
+        return f"{' + '.join(self.layers)} become one {self.becomes}{border}"
+
 
 def segments(network: Network, costs: CostTable) -> list[Segment]:
     """Every segment of the network with at least two layers, cheaper or not."""

@@ -4,8 +4,8 @@
     python tests/benchmarks/published.py lorita [--epochs 1]
 
 Both begin from the public weights and train for a part of the papers' epochs, with a cosine in place of their
-schedules. Needs the data and the weights of `problems.py`. Appends to reports/benchmarks/published-METHOD.json after
-every training; what is there is not done again. Writes a table beside it.
+schedules. Needs the data and the weights of `problems.py`. Writes reports/benchmarks/published-METHOD.json and a table
+beside it after every training; `lorita` goes on from there, the rounds of `easier` begin anew.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def easier(attempt: Attempt) -> None:
     policy = replace(POLICIES["cifar-resnet18"].lasting(asked.epochs), rate=asked.rate, milestones=None)
     chosen = torch.randperm(len(attempt.training), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
     batches = [x for x, _ in attempt.training.select(chosen.tolist()).batches()]
-    network = attempt.base
+    network, attempt.record["rows"] = attempt.base, []
     for number in range(asked.rounds):
         gone = remove_lowest(network, batches, sites(network))
         before = attempt.accuracy(gone.network)

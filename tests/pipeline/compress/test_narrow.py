@@ -136,7 +136,7 @@ def test_edits_replay_from_disk(base: Network, x: Tensor, tmp_path) -> None:
 
 def test_narrowings_save_what_they_say(base: Network, x: Tensor, costs: CostTable) -> None:
     base_ms = sum(milliseconds(base, costs).values())
-    found = narrow_options(base, [x], lambda edited, place: 1.0, costs, base_ms, lambda text: None)
+    found = narrow_options(base, [x], lambda edited, place: 1.0, costs, base_ms, [], lambda text: None)
     assert {option.site for option in found} >= {"mobile.conv.0.0", "fc1"}
     for option in found:
         saved = base_ms - sum(milliseconds(replay(base, option.edits), costs).values())
