@@ -57,6 +57,7 @@ class Samples:
         name: what the user called the data, for messages.
         shape: of every sample; a batch is [B, *shape].
         classes: number of classes, where the user or the class folders tell it.
+        class_names: of the class folders, in the order of the labels; empty for other sources.
         has_labels: whether every sample has a class number.
     """
 
@@ -67,9 +68,22 @@ class Samples:
     _source: Source
     _indices: tuple[int, ...]
     _normalization: Normalization | None = None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    @property
+    def pixel_normalization(self) -> Normalization | None:
+        """What turns pixels of 0 to 255, divided by 255, into what the network takes: one mean and std a channel.
+
+        None for samples that are no images of 8 bits: what was done to them before is not known.
+        """
+        x, _ = self._source.sample(self._indices[0])
+        if x.dtype != torch.uint8 or x.ndim != 3:
+            return None
+        known = self._normalization or Normalization((0.0,), (1.0,))
+        return Normalization(*(values * (x.shape[0] // len(values)) for values in (known.mean, known.std)))
 
     @property
     def batch_size(self) -> int:
@@ -100,6 +114,7 @@ class Samples:
             self._source,
             tuple(self._indices[position] for position in positions),
             self._normalization,
+            self.class_names,
         )
 
     def take(self, count: int) -> Samples:
@@ -216,7 +231,7 @@ def open_samples(
     read beyond the first sample; call `validate` once before long work.
     """
     expected = None if input_shape is None else tuple(input_shape)
-    opened, folder_classes = _open(str(source), expected, classes, limit)
+    opened, names = _open(str(source), expected, classes, limit)
     count = len(opened) if limit is None else min(limit, len(opened))
     if count == 0:
         raise UsageError(
@@ -235,22 +250,23 @@ def open_samples(
     return Samples(
         str(source),
         tuple(x.shape),
-        classes if classes is not None else folder_classes,
+        classes if classes is not None else len(names) or None,
         y is not None,
         opened,
         tuple(range(count)),
         normalization,
+        names,
     )
 
 
 def _open(
     source: str, shape: tuple[int, ...] | None, classes: int | None, limit: int | None
-) -> tuple[Source, int | None]:
+) -> tuple[Source, tuple[str, ...]]:
     path = Path(source)
     if path.is_dir():
         return read_folder(path, shape, classes)
     if path.suffix == ".npz" and path.is_file():
-        return read_npz(path), None
+        return read_npz(path), ()
     if path.exists():
         raise UsageError(
             "this kind of data file is not known",
@@ -263,7 +279,7 @@ def _open(
         )
     if ":" in source:
         function = load_callable(source, "data")
-        return from_returned(function(), function, limit), None
+        return from_returned(function(), function, limit), ()
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UsageError(
         "the data does not exist",

@@ -177,10 +177,12 @@ class FolderSource:
         return str(self.files[index])
 
 
-def read_folder(folder: Path, shape: tuple[int, ...] | None, classes: int | None) -> tuple[FolderSource, int | None]:
+def read_folder(
+    folder: Path, shape: tuple[int, ...] | None, classes: int | None
+) -> tuple[FolderSource, tuple[str, ...]]:
     """Class folders, in sorted order, become labels 0, 1, ...; images directly in `folder` have no labels.
 
-    Returns the source and the number of classes (None without labels).
+    Returns the source and the names of the classes (none without labels).
     """
     class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not any(_images(path) for path in class_folders):
@@ -193,7 +195,7 @@ def read_folder(folder: Path, shape: tuple[int, ...] | None, classes: int | None
                 fix="put the images in one folder a class: DATA/<class>/<image>",
                 code="DATA_EMPTY",
             )
-        return FolderSource(tuple(files), None, shape), None
+        return FolderSource(tuple(files), None, shape), ()
     if classes is not None and len(class_folders) != classes:
         raise UsageError(
             "the class folders do not match the network's classes",
@@ -204,7 +206,7 @@ def read_folder(folder: Path, shape: tuple[int, ...] | None, classes: int | None
         )
     labelled = [(file, label) for label, path in enumerate(class_folders) for file in _images(path)]
     files, labels = zip(*labelled, strict=True)
-    return FolderSource(files, labels, shape), len(class_folders)
+    return FolderSource(files, labels, shape), tuple(path.name for path in class_folders)
 
 
 def _images(folder: Path, deep: bool = True) -> list[Path]:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 sys.path.append(str(ROOT / "examples" / "fashion"))
 
-from networks.vit import SmallViT  # noqa: E402
+from networks.vit import small_vit  # noqa: E402
 from train import read_set  # noqa: E402
 
 from calibration.dataset import open_samples  # noqa: E402
@@ -51,7 +51,7 @@ def _read(prefix: str) -> dict[str, Tensor]:
 def main(out: str) -> None:
     settle()
     torch.manual_seed(0)
-    network = from_program(export_program(SmallViT().eval(), (torch.zeros(2, 1, 28, 28),)))
+    network = from_program(export_program(small_vit().eval(), (torch.zeros(2, 1, 28, 28),)))
     samples = open_samples(f"{__file__}:training")
     steps = POLICY.steps(samples)
 

@@ -19,9 +19,10 @@ from torch import nn
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]  # for the project and for `networks`
 
+from networks.efficientnet import EfficientNetLite0  # noqa: E402
 from networks.mobilenet import MobileNetV2  # noqa: E402
 from networks.resnet import CifarResNet  # noqa: E402
-from networks.vit import SmallViT  # noqa: E402
+from networks.vit import small_vit  # noqa: E402
 
 from calibration.dataset import Samples, open_samples  # noqa: E402
 from pipeline.model.ingest import load_weights  # noqa: E402
@@ -102,6 +103,9 @@ _FASHION = ((1, 28, 28), ("fashion.py:training", "fashion.py:test"), "PLANISH_FA
 PROBLEMS = {
     "resnet-20": Problem("ResNet-20 on CIFAR-10", lambda: CifarResNet(3), "resnet20-12fca82f.th", *_CIFAR),
     "resnet-56": Problem("ResNet-56 on CIFAR-10", lambda: CifarResNet(9), "resnet56-4bfd9763.th", *_CIFAR),
-    "fashion-vit": Problem("a small ViT on Fashion-MNIST", SmallViT, "fashion-vit.safetensors", *_FASHION),
+    "fashion-vit": Problem("a small ViT on Fashion-MNIST", small_vit, "fashion-vit.safetensors", *_FASHION),
     "mobilenet-v2": Problem("MobileNetV2 on ImageNet", MobileNetV2, "mobilenet_v2-b0353104.pth", *_PHOTOGRAPHS),
+    "efficientnet-lite0": Problem(
+        "EfficientNet-Lite0 on ImageNet", EfficientNetLite0, "efficientnet-lite0-57934424.pth", *_PHOTOGRAPHS
+    ),
 }

@@ -267,10 +267,20 @@ def test_class_folders(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no image")
     samples = open_samples(tmp_path, input_shape=(3, 4, 4), classes=2)
     x, y = everything(samples)
-    assert y.tolist() == [0, 1, 1] and samples.classes == 2
+    assert y.tolist() == [0, 1, 1] and samples.classes == 2 and samples.select([2]).class_names == ("a", "b")
     assert x.shape == (3, 3, 4, 4)
     assert x[1, :, 0, 0].tolist() == [0, 1, 0] and x[2, :, 0, 0].tolist() == [1, 0, 0]  # 1.png before 2.png
     assert torch.equal(everything(samples)[0], x)  # the second time from the cache
+
+
+def test_what_pixels_go_through_is_told(tmp_path):
+    picture(tmp_path / "1.png", 4, 4, (10, 20, 30))
+    plain = open_samples(tmp_path).pixel_normalization
+    assert (plain.mean, plain.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    own = open_samples(tmp_path, mean=[0.5], std=[0.1, 0.2, 0.3]).pixel_normalization
+    assert (own.mean, own.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    np.savez(tmp_path / "floats.npz", x=np.zeros((2, 3, 4, 4), np.float32))
+    assert open_samples(tmp_path / "floats.npz", mean=[0.5]).pixel_normalization is None  # scaled by whom, and how?
 
 
 def test_images_are_scaled_to_cover_and_cropped_at_the_centre(tmp_path):

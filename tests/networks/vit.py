@@ -26,16 +26,28 @@ class Block(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
-class SmallViT(nn.Module):
-    """Input [N, 1, 28, 28], output [N, 10]: 49 patches of 4 x 4."""
+class ViT(nn.Module):
+    """Input [N, channels, size, size], output [N, classes]."""
 
-    def __init__(self, width: int = 96, depth: int = 6, heads: int = 3) -> None:
+    def __init__(
+        self, width: int, depth: int, heads: int, *, size: int, patch: int, channels: int = 3, classes: int = 1000
+    ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, width, 4, 4)
-        self.place = nn.Parameter(torch.randn(1, 49, width) * 0.02)
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.place = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.place
         return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+def small_vit() -> ViT:
+    """Input [N, 1, 28, 28], output [N, 10]: 49 patches of 4 x 4."""
+    return ViT(96, 6, 3, size=28, patch=4, channels=1, classes=10)
+
+
+def vit_tiny() -> ViT:
+    """ViT-Ti/16: input [N, 3, 224, 224], output [N, 1000]."""
+    return ViT(192, 12, 3, size=224, patch=16)
