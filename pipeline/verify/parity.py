@@ -1,99 +1,326 @@
-"""Whether an artifact computes what the network computes, on the user's own samples.
+"""Whether an artifact computes what the network computes: a verdict, on the user's own samples and on edge cases.
 
 Random input proves little: an export can be right on noise and wrong on images, whose values, correlations and range
-are different. The reference is the network run eagerly by PyTorch on the same samples.
+are different. The reference is the network run eagerly by PyTorch on the same samples. Where the artifact runs is its
+level: the exported program, this machine, the emulated phone (`pipeline.verify.levels`). A level that could not be
+tried is "not run here", which is no pass.
+
+What is fair on an edge case, where the network's outputs may be tiny or huge: errors are relative to the larger of the
+outputs' size there and their size on the user's samples. Against outputs that cancel to nearly nothing, as on zeros,
+an error too small to matter on any sample would be infinitely large otherwise; where outputs are huge, rounding is as
+huge. And where rounding the input once already moves the network's own outputs, an artifact, which rounds in every
+layer, may move them by `ROUNDINGS` times as much. Samples on which the network itself is not finite are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.export.artifact import Artifact
+from pipeline.verify.edge_cases import OWN, Group
 from pipeline.verify.execute import from_layout, run_artifact, to_layout
+from pipeline.verify.figures import OutputParity, Scale, compare
+from pipeline.verify.reference import Case, Reference
+from pipeline.verify.task import TaskParity
+from pipeline.verify.tolerance import FP32, ROUNDINGS, Tolerance
 from targets.errors import VerificationError
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits of one precision. All are relative to the scale of the reference output.
-
-    Attributes:
-        relative_rmse: of an output over all samples. Float32 has a unit roundoff of 6e-8; summation in another order
-            over a deep network leaves about 1e-6 to 1e-5, so 1e-3 (60 dB) is clear of rounding and below real defects.
-        max_abs_of_peak: largest single error over the largest reference value. One wrong element in a large output
-            hardly moves the RMSE; rounding alone stays three orders of magnitude below 1e-2.
-        top1_agreement: share of samples whose predicted class is the same, ties aside (see `top1_agreement`). Allows
-            five of a thousand because a sample just outside the tie band may still flip.
-    """
-
-    relative_rmse: float
-    max_abs_of_peak: float
-    top1_agreement: float
-
-
-FP32 = Tolerance(relative_rmse=1e-3, max_abs_of_peak=1e-2, top1_agreement=0.995)
+Level = Literal["program", "host", "emulator"]
+Verdict = Literal["passed", "failed", "not run here"]
 
 
 @dataclass(frozen=True)
-class OutputParity:
-    """How far one output is from the reference, over all samples.
+class GroupParity:
+    """The figures of one group: the user's samples or one edge case.
 
     Attributes:
-        max_abs: largest absolute difference.
-        relative_rmse: RMS of the difference over RMS of the reference.
-        sqnr_db: signal to quantisation-noise ratio, -20 log10 of `relative_rmse`; infinite when identical.
-        cosine: between the two outputs as vectors.
-        top1_agreement: for class scores [N, K]; None for other outputs, and when every sample is a tie.
+        name: as in `edge_cases.groups`.
+        samples: how many were compared; 0 where the network itself is not finite on any.
+        outputs: one an output.
+        reasons: why the group failed, sentences without the group's name; empty when it passed.
     """
 
     name: str
-    max_abs: float
-    relative_rmse: float
-    sqnr_db: float
-    cosine: float
-    top1_agreement: float | None
+    samples: int
+    outputs: tuple[OutputParity, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Literal["passed", "failed", "not judged"]:
+        return "failed" if self.reasons else "passed" if self.samples else "not judged"
+
+    @property
+    def worst(self) -> OutputParity | None:
+        """The output that is furthest off."""
+        return max(self.outputs, key=lambda o: (np.isnan(o.relative_rmse), o.relative_rmse), default=None)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The verdict on one artifact; `reasons` is empty when it passed."""
+    """The verdict on one artifact at one level.
+
+    Attributes:
+        artifact_sha256, format: of the file that was run; format `pt2` at level "program".
+        runner: what ran it, for people.
+        reasons: why it failed, or was not run; empty when it passed.
+        groups: the user's own samples first; none where it was not run or does not run.
+        task: where the samples have labels and the first output is class scores.
+        tolerance: the limits, with their precision.
+    """
 
     artifact_sha256: str
-    samples: int
-    outputs: tuple[OutputParity, ...]
-    tolerance: dict[str, float]
-    passed: bool
+    format: str
+    level: Level
+    runner: str
+    verdict: Verdict
     reasons: tuple[str, ...]
-    runner: str = "host"
+    groups: tuple[GroupParity, ...]
+    task: TaskParity | None
+    tolerance: Tolerance
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran and passed."""
+        return self.verdict == "passed"
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict == "failed"
+
+    @property
+    def samples(self) -> int:
+        """How many of the user's own samples were compared."""
+        return self.groups[0].samples if self.groups else 0
+
+    @property
+    def outputs(self) -> tuple[OutputParity, ...]:
+        """The figures on the user's own samples."""
+        return self.groups[0].outputs if self.groups else ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data in strict JSON; figures that are not finite become the strings `inf`, `-inf` and `nan`."""
-        outputs = [
-            {
-                key: repr(value) if isinstance(value, float) and not np.isfinite(value) else value
-                for key, value in asdict(output).items()
-            }
-            for output in self.outputs
+        groups = [
+            {**asdict(group), "outputs": [_strict(asdict(output)) for output in group.outputs]} for group in self.groups
         ]
-        return {**asdict(self), "outputs": outputs, "reasons": list(self.reasons)}
+        return {
+            **asdict(replace(self, task=None)),
+            "reasons": list(self.reasons),
+            "groups": [{**group, "reasons": list(group["reasons"])} for group in groups],
+            "task": self.task and self.task.to_json(),
+        }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Parity:
+    def from_json(cls, data: Mapping[str, Any]) -> Parity:
         """The inverse of `to_json`."""
-        outputs = [
-            OutputParity(
-                **{
-                    key: float(value) if key != "name" and isinstance(value, str) else value
-                    for key, value in output.items()
-                }
+        groups = [
+            GroupParity(
+                group["name"],
+                group["samples"],
+                tuple(OutputParity(**_figures(output)) for output in group["outputs"]),
+                tuple(group["reasons"]),
             )
-            for output in data["outputs"]
+            for group in data["groups"]
         ]
-        return cls(**{**data, "outputs": tuple(outputs), "reasons": tuple(data["reasons"])})
+        return cls(
+            **{
+                **data,
+                "reasons": tuple(data["reasons"]),
+                "groups": tuple(groups),
+                "task": data["task"] and TaskParity.from_json(data["task"]),
+                "tolerance": Tolerance(**data["tolerance"]),
+            }
+        )
+
+
+def judge(
+    reference: Reference,
+    outputs: Sequence[np.ndarray],
+    names: Sequence[str],
+    *,
+    artifact_sha256: str,
+    format: str,
+    level: Level,
+    runner: str,
+    tolerance: Tolerance = FP32,
+) -> Parity:
+    """The verdict on what an artifact answered.
+
+    Args:
+        outputs: of the artifact on `reference.samples`, [N, ...] each, in the network's layout.
+        names: of those outputs.
+    """
+    expected = reference.own.outputs
+    reasons = []
+    if len(outputs) != len(expected):
+        reasons.append(f"the artifact has {len(outputs)} outputs, the network {len(expected)}")
+    alike = []
+    for index, (name, output, wanted) in enumerate(zip(names, outputs, expected)):
+        if output.shape[1:] == wanted.shape[1:]:
+            alike.append(index)
+        else:
+            shape = f"{[1, *output.shape[1:]]}, the network's is {[1, *wanted.shape[1:]]}"
+            reasons.append(f"output {name!r} is {shape}")
+    kept = [names[index] for index in alike]
+    scales = [Scale.of(expected[index]) for index in alike]
+    answers = reference.split([outputs[index] for index in alike]) if alike else []
+    groups = tuple(
+        _group(_narrowed(case, alike), found, kept, scales, tolerance) for case, found in zip(reference.cases, answers)
+    )
+    task = _task(reference, answers[0][0]) if alike and alike[0] == 0 else None
+    for group in groups:
+        place = "your samples" if group.name == OWN else f"the edge case '{group.name}'"
+        reasons += [f"on {place} {reason}" for reason in group.reasons]
+    if task is not None and task.high_points < -tolerance.task_points:
+        reasons.append(
+            f"on your samples it answers {task.artifact.value_percent:.2f}% rightly and the network "
+            f"{task.network.value_percent:.2f}%: {task.low_points:+.2f} to {task.high_points:+.2f} points"
+        )
+    return Parity(
+        artifact_sha256,
+        format,
+        level,
+        runner,
+        "failed" if reasons else "passed",
+        tuple(reasons),
+        groups,
+        task,
+        tolerance,
+    )
+
+
+def require(parity: Parity, artifact: Artifact) -> None:
+    """Raises VerificationError `PARITY_FAILED`, with the first reason and the worst figures, if parity failed."""
+    if parity.failed:
+        raise failure(parity, artifact.path)
+
+
+def failure(parity: Parity, path: Path) -> VerificationError:
+    """The error of a parity that failed; `path` is the file that was run."""
+    what, fix = {
+        "program": (
+            "The exported program does not compute what the network computes.",
+            "replace the operator that torch.export gets wrong; every artifact is made from this program.",
+        ),
+        "host": (
+            f"The {parity.format} artifact does not compute what the network computes.",
+            "export to another format, or replace the operator that the converter gets wrong.",
+        ),
+        "emulator": (
+            f"The {parity.format} artifact does not compute on the emulated ARM64 phone what the network computes.",
+            "export to another format, or replace the operator whose ARM kernel differs.",
+        ),
+    }[parity.level]
+    return VerificationError(what, where=str(path), why=_why(parity), fix=fix, code="PARITY_FAILED")
+
+
+def _why(parity: Parity) -> str:
+    """The first reason with the figures of its group, and which other groups failed."""
+    failed = [group for group in parity.groups if group.reasons]
+    parts = [parity.reasons[0]]
+    if failed and (worst := failed[0].worst) is not None:
+        parts.append(
+            f"worst output {worst.name!r}: relative RMSE {worst.relative_rmse:.2g}, largest difference "
+            f"{worst.max_abs:.3g}, cosine {worst.cosine:.6f} ({failed[0].samples} samples)"
+        )
+    if len(failed) > 1:
+        parts.append("also on " + ", ".join(group.name for group in failed[1:]))
+    return "; ".join(parts) + "."
+
+
+def _narrowed(case: Case, outputs: Sequence[int]) -> Case:
+    """The case with those outputs only."""
+    chosen = [case.outputs[index] for index in outputs]
+    nudged = case.nudged and tuple(case.nudged[index] for index in outputs)
+    return Case(case.group, tuple(chosen), nudged)
+
+
+def _finite(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Which samples [N] have nothing but finite values in every output."""
+    return np.logical_and.reduce([np.isfinite(o.reshape(len(o), -1)).all(axis=1) for o in outputs])
+
+
+def _group(
+    case: Case, found: Sequence[np.ndarray], names: Sequence[str], scales: Sequence[Scale], tolerance: Tolerance
+) -> GroupParity:
+    judged = np.ones(len(case.group.samples), bool)
+    if case.group.edge:
+        judged = _finite(case.outputs)
+        tolerance = tolerance.at_edges()
+        if not judged.any():
+            return GroupParity(case.group.name, 0, (), ())
+    outputs, reasons = [], []
+    for index, (name, actual, wanted, scale) in enumerate(zip(names, found, case.outputs, scales)):
+        actual, wanted, permitted = actual[judged], wanted[judged], tolerance
+        if case.group.edge:
+            scale = Scale.of(wanted).at_least(scale)
+        if case.nudged is not None:
+            permitted = _conditioned(tolerance, case.nudged[index][judged], wanted, scale)
+        compared = compare(name, actual, wanted, permitted, scale)
+        outputs.append(compared)
+        reasons += _violations(compared, np.isfinite(wanted).all(), permitted)
+    return GroupParity(case.group.name, int(judged.sum()), tuple(outputs), tuple(reasons))
+
+
+def _conditioned(tolerance: Tolerance, nudged: np.ndarray, reference: np.ndarray, scale: Scale) -> Tolerance:
+    """Limits that leave an artifact the room which rounding takes, where that is more than `tolerance`.
+
+    `nudged` differs by float32's rounding; to first order a coarser one moves the outputs in proportion. An error as
+    large as the outputs themselves is never permitted, however badly conditioned the network is.
+    """
+    moved = compare("", nudged, reference, tolerance, scale)
+    growth = ROUNDINGS * tolerance.unit_roundoff / FP32.unit_roundoff
+    return replace(
+        tolerance,
+        relative_rmse=min(1.0, max(tolerance.relative_rmse, growth * moved.relative_rmse)),
+        max_abs_of_peak=min(1.0, max(tolerance.max_abs_of_peak, growth * moved.max_abs_of_peak)),
+    )
+
+
+def _violations(output: OutputParity, network_finite: bool, tolerance: Tolerance) -> list[str]:
+    """Sentences, the most telling first."""
+    if np.isnan(output.relative_rmse):
+        side = "the artifact" if network_finite else "the network itself"
+        return [f"{side} returned NaN or infinity in output {output.name!r}"]
+    violations = []
+    if output.relative_rmse > tolerance.relative_rmse:
+        violations.append(
+            f"output {output.name!r} has a relative RMSE of {output.relative_rmse:.2g}, above the "
+            f"permitted {tolerance.relative_rmse:.2g}"
+        )
+    if output.max_abs_of_peak > tolerance.max_abs_of_peak:
+        violations.append(
+            f"output {output.name!r} is off by up to {output.max_abs_of_peak:.2g} of its largest value, above the "
+            f"permitted {tolerance.max_abs_of_peak:.2g}"
+        )
+    if output.top1_agreement is not None and output.top1_agreement < tolerance.top1_agreement:
+        violations.append(
+            f"output {output.name!r} names the same class for {output.top1_agreement:.1%} of the "
+            f"samples, below the required {tolerance.top1_agreement:.1%}"
+        )
+    return violations
+
+
+def _task(reference: Reference, actual: np.ndarray) -> TaskParity | None:
+    scores = reference.own.outputs[0]
+    if reference.labels is None or scores.ndim != 2 or scores.shape[1] < 2:
+        return None
+    return TaskParity.of(actual, scores, reference.labels)
+
+
+def _strict(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: repr(value) if isinstance(value, float) and not np.isfinite(value) else value
+        for key, value in figures.items()
+    }
+
+
+def _figures(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: float(value) if key != "name" and isinstance(value, str) else value for key, value in data.items()}
 
 
 Runner = Callable[[Artifact, np.ndarray], list[np.ndarray]]
@@ -107,7 +334,7 @@ def check(
     run: Runner = run_artifact,
     tolerance: Tolerance = FP32,
 ) -> Parity:
-    """Compares the artifact with the network on `samples`.
+    """Compares the artifact with the network on `samples` alone; `levels.check_host` has the edge cases too.
 
     Args:
         eager_outputs: the network's outputs on `samples`, [N, ...] each, in the network's own layout.
@@ -116,108 +343,15 @@ def check(
     """
     found = [
         from_layout(output, specification)
-        for output, specification in zip(
-            run(artifact, to_layout(samples, artifact.inputs[0])), artifact.outputs, strict=True
-        )
+        for output, specification in zip(run(artifact, to_layout(samples, artifact.inputs[0])), artifact.outputs)
     ]
-    outputs, reasons = [], []
-    if len(found) != len(eager_outputs):
-        reasons.append(f"the artifact has {len(found)} outputs, the network {len(eager_outputs)}")
-    for specification, actual, reference in zip(artifact.outputs, found, eager_outputs):
-        if actual.shape != reference.shape:
-            reasons.append(
-                f"output {specification.name!r} is {list(actual.shape)}, the network's is {list(reference.shape)}"
-            )
-            continue
-        compared = compare(specification.name, actual, reference, tolerance)
-        outputs.append(compared)
-        reasons += _violations(compared, actual, reference, tolerance)
-    return Parity(artifact.sha256, len(samples), tuple(outputs), asdict(tolerance), not reasons, tuple(reasons))
-
-
-def compare(name: str, actual: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> OutputParity:
-    """The figures of one output; all of them `nan` when either side holds a value that is not finite."""
-    if not (np.isfinite(actual).all() and np.isfinite(reference).all()):
-        return OutputParity(name, *[float("nan")] * 4, top1_agreement=None)
-    actual, reference = actual.astype(np.float64), reference.astype(np.float64)
-    difference = actual - reference
-    error, signal = _rms(difference), _rms(reference)
-    relative = _ratio(error, signal)
-    with np.errstate(divide="ignore"):
-        sqnr_db = float(-20 * np.log10(relative))
-    norms = _rms(actual) * signal
-    cosine = float(np.mean(actual * reference) / norms) if norms > 0 else float(error == 0)
-    return OutputParity(
-        name, float(np.abs(difference).max()), relative, sqnr_db, cosine, top1_agreement(actual, reference, tolerance)
+    return judge(
+        Reference((Case(Group(OWN, samples), tuple(eager_outputs)),)),
+        found,
+        [specification.name for specification in artifact.outputs],
+        artifact_sha256=artifact.sha256,
+        format=artifact.format,
+        level="host",
+        runner=artifact.runtime,
+        tolerance=tolerance,
     )
-
-
-def top1_agreement(actual: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> float | None:
-    """Share of samples whose largest score falls on the same class; scores are [N, K].
-
-    A sample whose two best reference scores lie closer than twice the permitted RMS error is a tie: an error within
-    tolerance may decide it either way, so it says nothing about the artifact and is left out.
-    """
-    if reference.ndim != 2 or reference.shape[1] < 2:
-        return None
-    best = np.sort(reference, axis=1)
-    decided = best[:, -1] - best[:, -2] > 2 * tolerance.relative_rmse * _rms(reference)
-    if not decided.any():
-        return None
-    return float(np.mean(actual[decided].argmax(axis=1) == reference[decided].argmax(axis=1)))
-
-
-def require(parity: Parity, artifact: Artifact) -> None:
-    """Raises VerificationError `PARITY_FAILED`, with the first reason and the worst figures, unless parity passed."""
-    if parity.passed:
-        return
-    worst = max(parity.outputs, key=lambda output: (np.isnan(output.relative_rmse), output.relative_rmse), default=None)
-    figures = (
-        ""
-        if worst is None
-        else (
-            f"; worst output {worst.name!r}: relative RMSE {worst.relative_rmse:.2g}, "
-            f"largest difference {worst.max_abs:.3g}, cosine {worst.cosine:.6f}"
-        )
-    )
-    raise VerificationError(
-        f"The {artifact.format} artifact does not compute what the network computes.",
-        where=str(artifact.path),
-        why=f"on {parity.samples} samples {parity.reasons[0]}{figures}.",
-        fix="export to another format, or replace the operator that the converter gets wrong.",
-        code="PARITY_FAILED",
-    )
-
-
-def _violations(output: OutputParity, actual: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> list[str]:
-    """Sentences, the most telling first."""
-    if np.isnan(output.relative_rmse):
-        side = "the artifact" if np.isfinite(reference).all() else "the network itself"
-        return [f"{side} returned NaN or infinity in output {output.name!r}"]
-    violations = []
-    if output.relative_rmse > tolerance.relative_rmse:
-        violations.append(
-            f"output {output.name!r} has a relative RMSE of {output.relative_rmse:.2g}, above the "
-            f"permitted {tolerance.relative_rmse:g}"
-        )
-    peak = _ratio(output.max_abs, float(np.abs(reference).max()))
-    if peak > tolerance.max_abs_of_peak:
-        violations.append(
-            f"output {output.name!r} is off by up to {peak:.2g} of its largest value, above the "
-            f"permitted {tolerance.max_abs_of_peak:g}"
-        )
-    if output.top1_agreement is not None and output.top1_agreement < tolerance.top1_agreement:
-        violations.append(
-            f"output {output.name!r} names the same class for {output.top1_agreement:.1%} of the "
-            f"samples, below the required {tolerance.top1_agreement:.1%}"
-        )
-    return violations
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
-
-
-def _ratio(error: float, scale: float) -> float:
-    """`error / scale`; against a reference of nothing but zeros, any error is infinitely large."""
-    return error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))

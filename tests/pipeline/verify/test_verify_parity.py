@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.export.artifact import Artifact, TensorSpec
 from pipeline.verify.execute import from_layout, to_layout
-from pipeline.verify.parity import FP32, Parity, check, compare, require, top1_agreement
+from pipeline.verify.figures import compare, top1_agreement
+from pipeline.verify.parity import Parity, check, require
+from pipeline.verify.tolerance import FP32
 from targets.errors import VerificationError
 
 SEEDS = st.integers(0, 2**32 - 1)
