@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.export.formats import format_named
 from pipeline.quantities import parse_duration, parse_latency, parse_points
 from targets.errors import UsageError, nearest
 
-Format = Literal["tflite", "onnx"]
 Method = Literal["auto", "easier", "layermerge", "depth-dp", "layercollapse", "lorita", "svd"]
 OPTIONS = {"model": "MODEL", "formats": "--format"}  # where the command line names a key otherwise
 
@@ -31,9 +31,11 @@ class Recipe(BaseModel):
         target: name of a target profile.
         latency: `12ms`, or `60%` of what the original takes there.
         max_drop: quality that may be lost, `0.5pt`; None only reports it.
-        formats: artifacts to write; the latency is asked of the first.
+        formats: artifacts to write, see `pipeline.export.formats`; the latency is asked of the first.
         output: `classes` for rows of class scores, `values` for anything else (boxes, embeddings, images).
         channels_last: TFLite takes and gives NHWC.
+        labels: text file with the names of the classes, one a line; those of class folders are known without.
+        strict: an artifact that its delegate does not take whole, or with a transpose of activations, does not do.
         method: how the network is compressed, see `pipeline.compress.methods`.
         linearize: with `auto` and `easier`, at least this many activations become linear, the lowest entropy first; 0
             leaves it to the plan.
@@ -72,9 +74,11 @@ class Recipe(BaseModel):
     target: str
     latency: str
     max_drop: str | None = None
-    formats: list[Format] = Field(default=["tflite", "onnx"], min_length=1)
+    formats: list[str] = Field(default=["tflite", "onnx"], min_length=1)
     output: Literal["classes", "values"] = "classes"
     channels_last: bool = True
+    labels: str | None = None
+    strict: bool = False
     method: Method = "auto"
     linearize: int = Field(default=0, ge=0)
     ranks: Literal["global", "local", "uniform", "alds", "alds-grouped", "greedy"] = "global"
@@ -119,8 +123,18 @@ class Recipe(BaseModel):
 
     @field_validator("formats")
     @classmethod
-    def _formats(cls, value: list[Format]) -> list[Format]:
-        return list(dict.fromkeys(value))
+    def _formats(cls, value: list[str]) -> list[str]:
+        formats = list(dict.fromkeys(value))
+        deciding, *_ = [format_named(name) for name in formats]
+        if not deciding.runs_on_host:
+            raise UsageError(
+                f"the latency cannot be asked of {deciding.name}",
+                where="--format",
+                why=f"it is not measured here: {deciding.why_not}",
+                fix="name tflite, onnx, ort or pte first; the others are written beside it",
+                code="FORMAT_NOT_MEASURED",
+            )
+        return formats
 
     @property
     def max_drop_points(self) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from calibration.dataset import Samples, open_samples
+from pipeline.export.contract import Contract, read_labels
 from pipeline.recipe import Recipe
 from targets.errors import UsageError
 
@@ -22,14 +23,17 @@ class FitSamples:
         training: what recovery trains on.
         test: what quality is judged on; no stage that makes a network sees it.
         calibration: a random part of the training samples that statistics and planning look at.
-        input_range: smallest and largest value of `data`, as the network receives it.
+        contract: what the data tells an app: range, normalisation, names of the classes.
     """
 
     def __init__(self, recipe: Recipe, input_shape: tuple[int, ...], classes: int | None) -> None:
         data = _open(recipe, recipe.data, input_shape, classes)
         _require_repeatable(data)
         seen = data.validate()
-        self.input_range = seen.minimum, seen.maximum
+        pixels = data.pixel_normalization
+        labels = read_labels(Path(recipe.labels), classes) if recipe.labels else data.class_names
+        normalization = {} if pixels is None else {"mean": pixels.mean, "std": pixels.std}
+        self.contract = Contract(seen.minimum, seen.maximum, **normalization, labels=labels)
         if recipe.test is None:
             self.training, self.test = data.split(0.2, recipe.seed)
         else:

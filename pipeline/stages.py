@@ -262,7 +262,7 @@ class Stages:
             "format": format,
             "channels_last": self.recipe.channels_last,
             "samples": self.samples.test.fingerprint,
-            "input_range": self.samples.input_range,
+            "contract": self.samples.contract.to_json(),
             "tools": environment(),
         }
         name = f"{made.folder}/{format}"
@@ -274,7 +274,7 @@ class Stages:
                 format=format,
                 directory=folder,
                 channels_last=self.recipe.channels_last,
-                input_range=self.samples.input_range,
+                input_range=(self.samples.contract.minimum, self.samples.contract.maximum),
                 log=self.run.log(name.replace("/", "-")),
                 progress=self.progress,
             )

@@ -28,6 +28,7 @@ from targets.runners.artifact import runtime_version
 __all__ = ["CostTable", "Operator", "build"]
 
 FORMATS = ("tflite", "onnx")
+SAME_KERNELS = {"pte": "tflite", "ort": "onnx"}  # XNNPACK and MLAS again
 ALIKE = "scale"  # the class that prices an operator which the runtime fused wherever it was met
 COMMITTED = PROFILES / "costs"
 MODEL = 5  # of costs, in the tables' files; raise it with any change of `cost_model`'s terms or fit
@@ -60,9 +61,13 @@ class CostTable:
     ) -> CostTable:
         """The table of `profile`: the one planish ships, or for the host the one in the cache, built if need be.
 
+        A format whose runtime has the kernels of another goes by that one's table: ExecuTorch calls XNNPACK as LiteRT
+        does, and ORT's format is ONNX Runtime's own.
+
         Raises:
             MissingEnvironmentError: `COST_TABLE_MISSING`, with the command that builds it.
         """
+        format = SAME_KERNELS.get(format, format)
         path = table_path(profile, format)
         if profile.kind == "host" and _record(path).get("model") != MODEL:
             build(profile, progress, formats=(format,))

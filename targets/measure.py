@@ -13,7 +13,7 @@ from targets.profile import Profile
 from targets.runners import Job, Progress, Timing, emulator, host
 from targets.statistics import summarize
 
-Format = Literal["onnx", "tflite", "pte"]
+Format = Literal["onnx", "ort", "tflite", "pte"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,12 @@ from targets.statistics import decide
 # The emulator repeats itself, so its intervals do not hold what the timing model is wrong by. Between two artifacts on
 # one core much of that is the same for both; a lead smaller than this is left undecided all the same.
 EMULATED_LEAD = 1.05
-RUNTIMES = {"tflite": "TFLite/XNNPACK", "onnx": "ONNX Runtime/MLAS", "pte": "ExecuTorch/XNNPACK"}
+RUNTIMES = {
+    "tflite": "TFLite/XNNPACK",
+    "onnx": "ONNX Runtime/MLAS",
+    "ort": "ONNX Runtime/MLAS, ORT format",
+    "pte": "ExecuTorch/XNNPACK",
+}
 
 
 @dataclass(frozen=True)

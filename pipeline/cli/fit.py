@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from pipeline.cli.speaking import speaking
+from pipeline.export.formats import FORMATS
 from pipeline.recipe import Recipe, make_recipe, read_recipe
 from reports.console import Console
 from targets.errors import UsageError
@@ -30,8 +31,12 @@ def recipe_options(command: Any) -> Any:
         click.option("--latency", help="What to meet, with its unit: 12ms, or 60% of what the original takes."),
         click.option("--max-drop", help="Quality that may be lost: 0.5pt."),
         click.option(
-            "--format", "formats", multiple=True, help="tflite or onnx, repeatable; the first must meet the latency."
+            "--format",
+            "formats",
+            multiple=True,
+            help=f"{', '.join(FORMATS)}; repeatable, the first must meet the latency (default: tflite, onnx).",
         ),
+        click.option("--strict", is_flag=True, help="Refuse an artifact that its delegate does not take whole."),
         click.option(
             "--output-kind",
             "output_kind",
@@ -39,6 +44,7 @@ def recipe_options(command: Any) -> Any:
             help="What the network gives: class scores (default) or anything else.",
         ),
         click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC)."),
+        click.option("--labels", help="Text file with the names of the classes, one a line (default: class folders)."),
         click.option("--method", help="auto (default), easier, layermerge, depth-dp, layercollapse, lorita or svd."),
         click.option("--linearize", type=int, help="Linearise at least so many activations (default: as planned)."),
         click.option("--ranks", help="With svd and lorita: global (default), local, uniform, alds or greedy."),

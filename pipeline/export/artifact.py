@@ -21,6 +21,8 @@ class TensorSpec:
         dtype: numpy name, `float32`.
         layout: `NCHW` or `NHWC` for images and feature maps, `NC` for vectors, empty for anything else.
         minimum, maximum: range seen in the calibration data; inputs only.
+        mean, std: of an image, one a channel: the input is (pixel / 255 - mean) / std. None where it is not known.
+        labels: of the classes that an output holds scores of; empty where they are not known.
     """
 
     name: str
@@ -29,10 +31,23 @@ class TensorSpec:
     layout: str = ""
     minimum: float | None = None
     maximum: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """What an app feeds or receives, in words."""
+        kind = f"{self.dtype} {self.layout}".strip()
+        if self.mean is not None and self.std is not None:
+            colours = {1: "a grey image", 3: "an RGB image"}.get(len(self.mean), "an image")
+            plain = not any(self.mean) and set(self.std) == {1.0}
+            return f"{colours}, {kind}: pixel / 255" if plain else f"{colours}, {kind}: (pixel / 255 - mean) / std"
+        return f"scores of {len(self.labels)} classes, {kind}" if self.labels else kind
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TensorSpec:
-        return cls(**{**data, "shape": tuple(data["shape"])})
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
 
 
 @dataclass(frozen=True)

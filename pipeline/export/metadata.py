@@ -1,8 +1,8 @@
 """TFLite's own metadata: what an app's libraries read of inputs, normalisation and labels from the file itself.
 
-The schema is TensorFlow Lite's `metadata_schema.fbs` (identifier M001). Its Python library wants a protobuf of years ago,
-so the few tables that planish fills are written here with flatbuffers; the field numbers are the schema's.
-Labels are a text file, one a line, in a ZIP archive behind the model, as the schema has it.
+The schema is TensorFlow Lite's `metadata_schema.fbs` (identifier M001). Its Python library wants a protobuf of years
+ago, so the few tables that planish fills are written here with flatbuffers; the field numbers are the schema's. Labels
+are a text file, one a line, in a ZIP archive behind the model, as the schema has it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGE_PROPERTIES, NORMALIZATION_OPTIONS = 2, 1  # of the schema's unions
 COLOURS = {3: 1, 1: 2}  # channels: ColorSpaceType RGB, GRAYSCALE
 ALIGNMENT = 64  # of what a model holds, so that its weights stay where a kernel may load them
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest there is: the same file every time
-MODEL_FIELDS = 8  # of the table Model: version, operator codes, subgraphs, description, buffers, two metadata, signatures
+MODEL_FIELDS = 8  # of the schema's table Model, the last of them the signatures
 VERSION, BUFFERS, METADATA = 0, 4, 6
 PIXEL = 255.0  # the schema's normalisation is of pixels as they are stored
 
