@@ -197,7 +197,8 @@ def _checked(data: dict[str, object], path: Path | None) -> Recipe:
     try:
         return Recipe(**data)
     except UsageError as error:  # a quantity; it cannot know where it was written
-        where = f"{path}, {error.where.removeprefix('--')}" if path else error.where
+        keys = {option: key for key, option in OPTIONS.items()}
+        where = f"{path}, {keys.get(error.where, error.where.removeprefix('--'))}" if path else error.where
         raise UsageError(error.what, where=where, why=error.why, fix=error.fix, code=error.code) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -97,7 +97,7 @@ def format_named(name: str) -> Format:
     if name not in FORMATS:
         raise UsageError(
             f"There is no export to {name!r}.",
-            where="format",
+            where="--format",
             why=nearest(name, FORMATS) + "Formats: " + ", ".join(FORMATS) + ".",
             fix="name one of these.",
             code="UNKNOWN_FORMAT",

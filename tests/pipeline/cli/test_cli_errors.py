@@ -122,7 +122,11 @@ REFUSED = {
     "drop without a unit": (
         {"max-drop": "0.5"}, "MAX_DROP_UNIT", "the units are pt"),
     "unknown format": (
-        {"format": "tflight"}, "RECIPE_FIELD", "--format", "'tflite' or 'onnx'"),
+        {"format": "tflight"}, "UNKNOWN_FORMAT", "--format", "did you mean 'tflite'?"),
+    "latency of a format that is not measured here": (
+        {"format": "coreml"}, "FORMAT_NOT_MEASURED", "--format", "Apple's systems"),
+    "labels of other classes": (
+        {"labels": "model.py"}, "LABELS_UNUSABLE", "model.py", "classes"),
     "unknown removal": (
         {"method": "easier", "removal": "slowly"}, "RECIPE_FIELD", "--removal", "'one-shot' or 'rounds'"),
     "unknown policy of the rounds": (
