@@ -16,6 +16,7 @@ COMMANDS = {
     "init": "Write planish.toml with every default spelled out.",
     "inspect": "Show a network's layers, activations, entropy and cost; writes nothing.",
     "export": "Export a network to ONNX or TFLite and check the artifact against it.",
+    "verify": "Check artifacts against the network they were exported from.",
     "measure": "Time artifacts on a target.",
     "report": "Write the HTML report of a run again, from its report.json.",
     "targets": "List, show and set up targets; rebuild a cost table.",

@@ -34,7 +34,12 @@ Progress = Callable[[str], None]
 
 def check_program(program: Path, reference: Reference, tolerance: Tolerance = FP32) -> Parity:
     """The program saved at `program` (.pt2), read back and fixed at batch 1 as every converter gets it."""
-    module = fixed_at_batch_one(load_program(program)).module()
+    runner = f"torch {importlib.metadata.version('torch')}"
+    try:
+        module = fixed_at_batch_one(load_program(program)).module()
+    except ValueError as error:
+        reason = f"it has no batch of 1: {error}"
+        return Parity(sha256_of(program), "pt2", "program", runner, "failed", (reason,), (), None, tolerance)
     with torch.inference_mode():
         rows = [tree_leaves(module(sample)) for sample in torch.from_numpy(reference.samples).split(1)]
     outputs = [torch.cat(parts).numpy() for parts in zip(*rows)]
@@ -45,7 +50,7 @@ def check_program(program: Path, reference: Reference, tolerance: Tolerance = FP
         artifact_sha256=sha256_of(program),
         format="pt2",
         level="program",
-        runner=f"torch {importlib.metadata.version('torch')}",
+        runner=runner,
         tolerance=tolerance,
     )
 
@@ -87,7 +92,7 @@ def check_emulator(
     if not kind.runs_on_host:
         return _not_run(artifact, "emulator", kind.why_not, tolerance)
     if profile is None or profile.kind != "emulator":
-        return _not_run(artifact, "emulator", "no emulated phone is the target", tolerance)
+        return _not_run(artifact, "emulator", "the target is no emulated phone", tolerance)
     runner = f"{_runner(artifact)} on {profile.name}"
     reference = reference.first(samples, EMULATED_EDGE_SAMPLES)
     try:

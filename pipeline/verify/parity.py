@@ -154,17 +154,17 @@ def judge(
         outputs: of the artifact on `reference.samples`, [N, ...] each, in the network's layout.
         names: of those outputs.
     """
-    expected = reference.own.outputs
+    expected, count = reference.own.outputs, len(reference.samples)
     reasons = []
     if len(outputs) != len(expected):
         reasons.append(f"the artifact has {len(outputs)} outputs, the network {len(expected)}")
     alike = []
     for index, (name, output, wanted) in enumerate(zip(names, outputs, expected)):
-        if output.shape[1:] == wanted.shape[1:]:
+        if output.shape == (count, *wanted.shape[1:]):
             alike.append(index)
         else:
-            shape = f"{[1, *output.shape[1:]]}, the network's is {[1, *wanted.shape[1:]]}"
-            reasons.append(f"output {name!r} is {shape}")
+            shapes = f"{list(output.shape)}, the network's are {[count, *wanted.shape[1:]]}"
+            reasons.append(f"the values of output {name!r} on all samples are {shapes}")
     kept = [names[index] for index in alike]
     scales = [Scale.of(expected[index]) for index in alike]
     answers = reference.split([outputs[index] for index in alike]) if alike else []
