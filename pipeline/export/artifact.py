@@ -1,4 +1,4 @@
-"""What an export leaves behind: one file, and the contract an app needs to load it."""
+"""What an export leaves behind: a file or a package, and the contract an app needs to load it."""
 
 from __future__ import annotations
 
@@ -55,13 +55,16 @@ class Artifact:
     """An exported network at batch 1.
 
     Attributes:
-        path: the file that the app loads.
-        format: `onnx` or `tflite`.
-        sha256: of the file's content; ties measurements and parity to these very bytes.
-        bytes: size of the file.
+        path: what the app loads: a file, or a directory (Core ML's packages are).
+        format: name in `formats.FORMATS`.
+        sha256: of the content (`sha256_of`); ties measurements and parity to these very bytes.
+        bytes: size, of a directory that of all its files.
         runtime, runtime_minimum: what loads it, and the oldest version that does.
         tool_versions: packages that took part in the conversion.
         seconds: wall-clock time of the export, child interpreter included.
+        peak_mib: most memory that the conversion held at once, MiB; None where it was not watched.
+        beside: names of files in the same directory that go with it, say a list of required operators.
+        delegation: what the format's delegate took and what it left (`delegated.facts`); None where none is built in.
     """
 
     path: Path
@@ -74,6 +77,9 @@ class Artifact:
     outputs: tuple[TensorSpec, ...]
     tool_versions: dict[str, str]
     seconds: float
+    peak_mib: float | None = None
+    beside: tuple[str, ...] = ()
+    delegation: dict[str, Any] | None = None
 
     def to_json(self, root: Path) -> dict[str, Any]:
         """Plain data with `path` relative to `root`, so that a run directory can be moved."""
@@ -88,12 +94,13 @@ class Artifact:
                 "path": root / data["path"],
                 "inputs": tuple(map(TensorSpec.from_json, data["inputs"])),
                 "outputs": tuple(map(TensorSpec.from_json, data["outputs"])),
+                "beside": tuple(data.get("beside", ())),
             }
         )
 
     def require_unchanged(self) -> None:
-        """Raises VerificationError `ARTIFACT_CHANGED` unless the file still holds the bytes that were exported."""
-        found = sha256_of(self.path) if self.path.is_file() else None
+        """Raises VerificationError `ARTIFACT_CHANGED` unless the path still holds the bytes that were exported."""
+        found = sha256_of(self.path) if self.path.exists() else None
         if found != self.sha256:
             found_text = f"its SHA-256 is {found[:12]}…" if found else "there is no such file any more"
             raise VerificationError(
@@ -106,8 +113,22 @@ class Artifact:
 
 
 def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content; of a directory, that of its files' relative paths and digests, sorted by path."""
+    if path.is_dir():
+        lines = [f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files_of(path)]
+        return hashlib.sha256("".join(sorted(lines, key=lambda line: line[64:])).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or all files below a directory."""
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def bytes_of(path: Path) -> int:
+    """Size of a file, or of all files below a directory."""
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def layout_of(rank: int, *, channels_last: bool) -> str:

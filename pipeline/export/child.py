@@ -1,34 +1,30 @@
-"""Runs a converter in a child interpreter: log captured, time limited, the result whole or absent.
-
-The child writes into a directory beside the destination; the finished file is moved over in one rename. A run that was
-killed leaves such a directory behind, and the next export removes it: the directory is locked as long as the run or its
-child lives, so a lock that can be taken means that both are gone.
-"""
+"""Runs a converter in a child interpreter: log captured, time and memory limited, the result whole or absent."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.export import worker
-from pipeline.export.artifact import Artifact, TensorSpec, sha256_of, with_range
+from pipeline.export.artifact import Artifact, TensorSpec, bytes_of, sha256_of, with_range
+from pipeline.export.failure import Failure
+from pipeline.export.formats import Format, format_named
+from pipeline.export.memory import default_limit_mib, resident_mib
+from pipeline.export.staging import move_into, staging_beside
 from pipeline.process import give_back_memory
-from targets.errors import MissingEnvironmentError, PlanishError, UsageError, VerificationError, nearest
+from targets.errors import MissingEnvironmentError, PlanishError, VerificationError
 
-MODULES = {"onnx": "pipeline.export.onnx", "tflite": "pipeline.export.litert"}
-STAGING_PREFIX = ".export-"
 _POLL_S = 0.1
 _CODE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,55 +37,53 @@ def export(
     channels_last: bool = True,
     input_range: tuple[float, float] | None = None,
     timeout_s: float = 900,
+    memory_limit_mib: float | None = None,
     log: Path,
     progress: Callable[[str], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> Artifact:
-    """Exports a saved network as `directory/model.<format>`, replacing an earlier one.
+    """Exports a saved network into `directory`, under the format's file name, replacing an earlier one.
 
     Args:
-        network_pt2: a `torch.export` program saved in eval mode, batch dimension symbolic or 1.
-        format: `onnx` or `tflite`.
+        network_pt2: a `torch.export` program saved in eval mode.
+        format: name in `formats.FORMATS`.
         directory: where the artifact goes; created when missing.
-        channels_last: TFLite inputs and outputs of rank 4 are NHWC. ONNX stays NCHW.
+        channels_last: inputs and outputs of rank 4 are NHWC where the format can have them so.
         input_range: smallest and largest value of the calibration data, recorded with the first input.
         timeout_s: wall-clock limit of the conversion, seconds.
+        memory_limit_mib: limit of the memory that the conversion's processes hold together, MiB; by default 80 % of
+            what is available at the start (`memory.SHARE`), and none where that is not known.
         log: file for everything the converter prints; overwritten.
         progress: called with the name of each phase as it starts.
+        stop: ends the conversion when it is set, with `concurrent.futures.CancelledError`.
 
     Raises:
         UsageError: `UNKNOWN_FORMAT`.
-        VerificationError: `EXPORT_FAILED`, `EXPORT_TIMEOUT`, `EXPORT_KILLED` (ended by a signal).
+        VerificationError: `EXPORT_FAILED`, `EXPORT_TIMEOUT`, `EXPORT_MEMORY`, `EXPORT_KILLED` (ended by a signal).
         MissingEnvironmentError: `DISK_FULL`, `OUTPUT_UNWRITABLE`, `EXPORTER_MISSING`.
     """
-    if format not in MODULES:
-        raise UsageError(
-            f"There is no export to {format!r}.",
-            where="format",
-            why=nearest(format, MODULES) + "Formats: " + ", ".join(MODULES) + ".",
-            fix="name one of these.",
-            code="UNKNOWN_FORMAT",
-        )
+    row = format_named(format)
     started = time.monotonic()
+    limits = _Limits(timeout_s, default_limit_mib() if memory_limit_mib is None else memory_limit_mib)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _staging_beside(directory) as (staging, lock), log.open("wb") as captured:
-            model = staging / f"model.{format}"
+        with staging_beside(directory) as (staging, lock), log.open("wb") as captured:
             run = _run(
-                _command(MODULES[format], network_pt2, model, channels_last),
+                _command(row, network_pt2, staging, channels_last),
                 captured=captured.fileno(),
                 held=lock,
-                timeout_s=timeout_s,
+                limits=limits,
                 progress=progress or (lambda phase: None),
+                stop=stop or threading.Event(),
             )
+            captured.write(f"planish: peak memory {run.peak_mib:.0f} MiB\n".encode())
             if run.status != 0:
-                raise _failure(run, network_pt2=network_pt2, format=format, log=log, timeout_s=timeout_s)
+                raise _failure(run, row, limits, network_pt2=network_pt2, staging=staging, log=log)
             specification = json.loads((staging / worker.SPECIFICATION).read_bytes())
-            sha256, size = sha256_of(model), model.stat().st_size
-            directory.mkdir(exist_ok=True)
-            path = directory / model.name
-            os.replace(model, path)
-            _sync(directory)
+            staged, beside = staging / row.file, specification["beside"]
+            sha256, size = sha256_of(staged), bytes_of(staged)
+            path = move_into(directory, staged, *(staging / name for name in beside))
     except OSError as error:
         raise _environment_error(error, directory) from error
     return Artifact(
@@ -97,12 +91,15 @@ def export(
         format,
         sha256,
         size,
-        specification["runtime"],
+        row.runtime,
         specification["runtime_minimum"],
         with_range(list(map(TensorSpec.from_json, specification["inputs"])), input_range),
         tuple(map(TensorSpec.from_json, specification["outputs"])),
         specification["tool_versions"],
         seconds=time.monotonic() - started,
+        peak_mib=max(run.peak_mib, specification["peak_mib"]),  # the child's own count has no gaps
+        beside=tuple(beside),
+        delegation=specification["delegation"],
     )
 
 
@@ -110,20 +107,28 @@ def export(
 
 
 @dataclass(frozen=True)
+class _Limits:
+    seconds: float
+    memory_mib: float | None
+
+
+@dataclass(frozen=True)
 class _Run:
-    status: int | None  # exit status, minus the signal's number, or None when the time limit ended it
+    status: int | None  # exit status, minus the signal's number, or None when a limit ended it
     phase: str
+    peak_mib: float  # as far as the polls saw it
 
 
-def _command(module: str, network_pt2: Path, model: Path, channels_last: bool) -> list[str]:
+def _command(format: Format, network_pt2: Path, staging: Path, channels_last: bool) -> list[str]:
     # -P: a file called onnx.py in the directory the user stands in must not be taken for the package.
     return [
         sys.executable,
         "-P",
         "-m",
-        module,
+        "pipeline.export.worker",
+        format.name,
         str(network_pt2),
-        str(model),
+        str(staging),
         *(["--channels-last"] if channels_last else []),
     ]
 
@@ -146,12 +151,20 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _run(command: list[str], *, captured: int, held: int, timeout_s: float, progress: Callable[[str], None]) -> _Run:
-    """Runs `command` to its end or the deadline; on any way out of here its whole process group is gone."""
-    deadline = time.monotonic() + timeout_s
+def _run(
+    command: list[str],
+    *,
+    captured: int,
+    held: int,
+    limits: _Limits,
+    progress: Callable[[str], None],
+    stop: threading.Event,
+) -> _Run:
+    """Runs `command` to its end or a limit; on any way out of here its whole process group is gone."""
+    deadline = time.monotonic() + limits.seconds
     phases, phases_in = os.pipe()
     process = None
-    phase = "starting the converter"
+    run = _Run(None, "starting the converter", 0.0)
     give_back_memory()
     try:
         process = subprocess.Popen(
@@ -167,15 +180,20 @@ def _run(command: list[str], *, captured: int, held: int, timeout_s: float, prog
         phases_in = -1
         open_for_reading = [phases]
         while (status := process.poll()) is None:
-            if time.monotonic() >= deadline:
-                return _Run(None, phase)
+            held_mib = resident_mib(process.pid)
+            run = replace(run, peak_mib=max(run.peak_mib, held_mib))
+            if time.monotonic() >= deadline or (limits.memory_mib is not None and held_mib > limits.memory_mib):
+                return run
+            if stop.is_set():
+                raise CancelledError
             readable, _, _ = select.select(open_for_reading, [], [], _POLL_S)  # sleeps once the pipe is closed
             if readable:
                 text = os.read(phases, 4096).decode()
                 open_for_reading = open_for_reading if text else []
                 for phase in text.splitlines():
+                    run = replace(run, phase=phase)
                     progress(phase)
-        return _Run(status, phase)
+        return replace(run, status=status)
     finally:
         if process is not None:
             if process.returncode is None:
@@ -190,14 +208,25 @@ def _run(command: list[str], *, captured: int, held: int, timeout_s: float, prog
 # --- failures -----------------------------------------------------------------------------------------------------
 
 
-def _failure(run: _Run, *, network_pt2: Path, format: str, log: Path, timeout_s: float) -> PlanishError:
-    what, where = f"The network could not be exported to {format}.", str(network_pt2)
+def _failure(
+    run: _Run, format: Format, limits: _Limits, *, network_pt2: Path, staging: Path, log: Path
+) -> PlanishError:
+    what, where = f"The network could not be exported to {format.title}.", str(network_pt2)
     read_log = f"read {log} for the converter's own words"
+    if run.status is None and limits.memory_mib is not None and run.peak_mib > limits.memory_mib:
+        return VerificationError(
+            what,
+            where=where,
+            why=f"the converter held {run.peak_mib:.0f} MiB while {run.phase}, above its limit of "
+            f"{limits.memory_mib:.0f} MiB, and was ended.",
+            fix="free some memory, raise the limit, or export fewer formats at once.",
+            code="EXPORT_MEMORY",
+        )
     if run.status is None:
         return VerificationError(
             what,
             where=where,
-            why=f"the converter had not finished after {timeout_s:g} s; it was {run.phase}.",
+            why=f"the converter had not finished after {limits.seconds:g} s; it was {run.phase}.",
             fix=f"allow more time, or {read_log}.",
             code="EXPORT_TIMEOUT",
         )
@@ -207,7 +236,7 @@ def _failure(run: _Run, *, network_pt2: Path, format: str, log: Path, timeout_s:
         return VerificationError(
             what,
             where=where,
-            why=f"the converter was ended by {name} while {run.phase}{hint}.",
+            why=f"the converter was ended by {name} while {run.phase}{hint}; it held up to {run.peak_mib:.0f} MiB.",
             fix=f"free some memory and try again, or {read_log}.",
             code="EXPORT_KILLED",
         )
@@ -216,19 +245,16 @@ def _failure(run: _Run, *, network_pt2: Path, format: str, log: Path, timeout_s:
         return _disk_full(why, log.parent)
     if run.status == worker.EXIT_MISSING_PACKAGE:
         return MissingEnvironmentError(
-            f"The converter to {format} cannot be loaded.",
+            f"The converter to {format.title} cannot be loaded.",
             where=sys.executable,
             why=why,
-            fix=f"pip install planish again in this environment, or {read_log}.",
+            fix=f"pip install {' '.join(format.packages)}, or {read_log}.",
             code="EXPORTER_MISSING",
         )
-    return VerificationError(
-        what,
-        where=where,
-        why=why,
-        code="EXPORT_FAILED",
-        fix=f"replace the operator or layer named above, or {read_log}.",
-    )
+    told = staging / worker.FAILURE
+    if told.exists():
+        return Failure.from_json(json.loads(told.read_bytes())).error(format.title, network=where, log=str(log))
+    return VerificationError(what, where=where, why=why, fix=f"{read_log}.", code="EXPORT_FAILED")
 
 
 def _last_failure(log: Path) -> str:
@@ -260,51 +286,3 @@ def _disk_full(why: str, where: Path) -> MissingEnvironmentError:
         fix=f"free some space (see: df -h {where}) and run the command again.",
         code="DISK_FULL",
     )
-
-
-# --- the staging directory ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _staging_beside(directory: Path) -> Iterator[tuple[Path, int]]:
-    """A fresh locked directory on the destination's file system, with the descriptor that holds its lock."""
-    with _locked(directory.parent):  # so that nobody takes a new directory for a dead one before it is locked
-        for leftover in directory.parent.glob(f"{STAGING_PREFIX}*"):
-            _remove_if_dead(leftover)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=directory.parent))
-        lock = os.open(staging, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield staging, lock
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_if_dead(leftover: Path) -> None:
-    descriptor = os.open(leftover, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(leftover)
-    except BlockingIOError:
-        pass  # a run beside this one is at work in it
-    finally:
-        os.close(descriptor)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,19 +12,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import TensorSpec, layout_of
-from pipeline.export.worker import Conversion, Phase, run
+from pipeline.export.conversion import Conversion, Phase, Request
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-PACKAGES = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
 _IMAGE_RANK = 4
 
 
-def convert(program: ExportedProgram, channels_last: bool, phase: Phase) -> Conversion:
+def convert(program: ExportedProgram, request: Request, phase: Phase) -> Conversion:
     """`program` at batch 1 to TFLite, one signature: `args_0`, … to `output_0`, ….
 
-    With `channels_last`, inputs and outputs of rank 4 are NHWC; other ranks are left as they are.
+    With `request.channels_last`, inputs and outputs of rank 4 are NHWC; other ranks are left as they are.
     """
     import litert_torch
     import torch
@@ -32,8 +31,8 @@ def convert(program: ExportedProgram, channels_last: bool, phase: Phase) -> Conv
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op != "output"}
     inputs = [values[name] for name in program.graph_signature.user_inputs]
     outputs = [values[name] for name in program.graph_signature.user_outputs]
-    images = [index for index, value in enumerate(inputs) if channels_last and value.ndim == _IMAGE_RANK]
-    maps = [index for index, value in enumerate(outputs) if channels_last and value.ndim == _IMAGE_RANK]
+    images = [index for index, value in enumerate(inputs) if request.channels_last and value.ndim == _IMAGE_RANK]
+    maps = [index for index, value in enumerate(outputs) if request.channels_last and value.ndim == _IMAGE_RANK]
     examples = [torch.zeros(tuple(value.shape), dtype=value.dtype) for value in inputs]
     for index in images:
         examples[index] = examples[index].permute(0, 2, 3, 1).contiguous()
@@ -42,7 +41,7 @@ def convert(program: ExportedProgram, channels_last: bool, phase: Phase) -> Conv
     phase("converting to TFLite")
     model = litert_torch.convert(network, tuple(examples)).model_content()
     phase("checking")
-    return _described(model, channels_last)
+    return _described(model, request.channels_last)
 
 
 def _described(model: bytes, channels_last: bool) -> Conversion:
@@ -63,12 +62,7 @@ def _described(model: bytes, channels_last: bool) -> Conversion:
     metadata = {entry.name.decode(): bytes(flatbuffer.buffers[entry.buffer].data) for entry in flatbuffer.metadata}
     return Conversion(
         model,
-        "tensorflow-lite",
         metadata["min_runtime_version"].rstrip(b"\0").decode(),
         specs(signature.get_input_details()),
         specs(signature.get_output_details()),
     )
-
-
-if __name__ == "__main__":
-    run(convert, packages=PACKAGES)

@@ -10,22 +10,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.export.artifact import TensorSpec, layout_of
-from pipeline.export.worker import Conversion, Phase, run
+from pipeline.export.conversion import Conversion, Phase, Request
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-    from onnx import ModelProto
+    from onnx import ModelProto, ValueInfoProto
     from torch.export import ExportedProgram
 
 OPSET, IR_VERSION, RUNTIME_MINIMUM = 18, 8, "1.14"
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 
 
-def convert(program: ExportedProgram, channels_last: bool, phase: Phase) -> Conversion:
+def convert(program: ExportedProgram, request: Request, phase: Phase) -> Conversion:
     """`program` at batch 1 to ONNX. Inputs keep the network's argument names, outputs are `output_0`, `output_1`, ….
 
-    `channels_last` has no say here: ONNX operators are defined on NCHW, and so is the artifact's border.
+    Images stay NCHW: ONNX operators are defined on it, and so is the artifact's border.
     """
+    model = simplified(program, phase)
+    return Conversion(
+        model.SerializeToString(deterministic=True),
+        RUNTIME_MINIMUM,
+        tuple(map(specification, model.graph.input)),
+        tuple(map(specification, model.graph.output)),
+    )
+
+
+def simplified(program: ExportedProgram, phase: Phase) -> ModelProto:
+    """`program` as a checked ONNX model that tells nothing of the user's machine."""
     import onnx
     import onnxsim
     import torch
@@ -46,13 +56,7 @@ def convert(program: ExportedProgram, channels_last: bool, phase: Phase) -> Conv
     phase("checking")
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
-    return Conversion(
-        model.SerializeToString(deterministic=True),
-        "onnxruntime",
-        RUNTIME_MINIMUM,
-        tuple(map(_spec, model.graph.input)),
-        tuple(map(_spec, model.graph.output)),
-    )
+    return model
 
 
 def anonymise(model: ModelProto) -> None:
@@ -72,14 +76,10 @@ def _clear(message: Message) -> None:
                 _clear(child)
 
 
-def _spec(value) -> TensorSpec:
-    """From an ONNX ValueInfoProto."""
+def specification(value: ValueInfoProto) -> TensorSpec:
+    """Name, shape, dtype and layout of an input or output."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
     shape = tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
     dtype = tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
     return TensorSpec(value.name, shape, dtype, layout_of(len(shape), channels_last=False))
-
-
-if __name__ == "__main__":
-    run(convert, packages=PACKAGES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import importlib.metadata
 import json
 import os
@@ -17,46 +18,95 @@ import resource
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.export.artifact import TensorSpec
+from pipeline.export.conversion import Conversion, Request, fixed_at_batch_one
+from pipeline.export.failure import Failure
+from pipeline.export.formats import FORMATS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 EXIT_FAILED, EXIT_MISSING_PACKAGE, EXIT_NO_ROOM = 1, 69, 73  # the last two are sysexits' EX_UNAVAILABLE, EX_CANTCREAT
 FAILURE_MARK = "planish: failed: "
-SPECIFICATION = "specification.json"
+SPECIFICATION, FAILURE = "specification.json", "failure.json"
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REASON_LENGTH = 300
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What a converter returns: the file's content and the contract read back from it."""
+def main() -> None:
+    """Convert what the command line says; ends the process."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    parser = argparse.ArgumentParser(description="Started by pipeline.export.child; not meant to be run by hand.")
+    parser.add_argument("format", choices=FORMATS)
+    parser.add_argument("network", type=Path)
+    parser.add_argument("staging", type=Path, help="directory for the artifact, the specification or the failure")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--progress-fd", type=int, required=True)
+    options = parser.parse_args()
+    with os.fdopen(options.progress_fd, "w", buffering=1) as progress:
+        status = _Export(options, progress).run()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)  # without the exit handlers of native libraries, some of which hang or abort
 
-    model: bytes
-    runtime: str
-    runtime_minimum: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+
+class _Export:
+    """One conversion from beginning to end, and where it stands."""
+
+    def __init__(self, options: argparse.Namespace, progress) -> None:
+        self._format, self._network, self._staging = FORMATS[options.format], options.network, options.staging
+        self._request = Request(options.format, options.channels_last)
+        self._progress = progress
+        self._program: ExportedProgram | None = None  # None until the network has been read
+
+    def run(self) -> int:
+        """The exit status."""
+        try:
+            self._convert()
+            return 0
+        except Exception as error:  # whatever a converter raises is the message
+            self._tell(error)
+            if out_of_room(error):
+                return EXIT_NO_ROOM
+            return EXIT_MISSING_PACKAGE if isinstance(error, ImportError) else EXIT_FAILED
+
+    def _convert(self) -> None:
+        self._phase("loading the converter")
+        versions = {name: importlib.metadata.version(name) for name in self._format.packages}
+        converter = importlib.import_module(self._format.module).convert
+        import torch
+
+        self._phase("loading the network")
+        self._program = fixed_at_batch_one(torch.export.load(self._network))
+        conversion = converter(self._program, self._request, self._phase)
+        self._phase("writing the artifact")
+        _write(self._staging / self._format.file, conversion.content)
+        for name, content in conversion.beside.items():
+            write_whole(self._staging / name, content)
+        specification = json.dumps(_specification(conversion, versions), indent=1).encode()
+        write_whole(self._staging / SPECIFICATION, specification)
+
+    def _phase(self, name: str) -> None:
+        print(f"planish: {name}", flush=True)
+        self._progress.write(name + "\n")
+
+    def _tell(self, error: Exception) -> None:
+        """To the parent by a file, to a reader by the log; the exit status must come through even when both are full."""
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+            failure = distilled(error, self._program, self._format.name)
+            print(FAILURE_MARK + failure.sentence, file=sys.stderr, flush=True)
+            write_whole(self._staging / FAILURE, json.dumps(failure.to_json()).encode())
 
 
-Phase = Callable[[str], None]
-Converter = Callable[["ExportedProgram", bool, Phase], Conversion]
-
-
-def out_of_room(error: BaseException | None) -> bool:
-    """Whether a full disk, a quota or a file-size limit stands anywhere behind `error`."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def distilled(error: Exception, program: ExportedProgram | None, format: str) -> Failure:
+    """What the parent tells the user of `error`; `program` is None where the network could not be read."""
+    return Failure(format, "", (), reason(error), ("replace the operator or layer named above",))
 
 
 def reason(error: BaseException) -> str:
@@ -71,92 +121,13 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {plain}"
 
 
-def fixed_at_batch_one(program: ExportedProgram) -> ExportedProgram:
-    """Exports `program` again with its symbolic batch dimension set to 1.
-
-    Other symbolic dimensions take the size of the example that the network was saved with: an artifact's shapes are
-    fixed, which is what mobile delegates need.
-
-    Raises:
-        ValueError: the batch dimension was saved as a constant other than 1.
-    """
-    import torch
-
-    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    names = set(program.graph_signature.user_inputs)
-    symbolic = [node.meta["val"] for node in placeholders if node.name in names]
-    arguments, keywords = program.example_inputs
-    if keywords:
-        raise ValueError(f"the network takes keyword inputs ({', '.join(keywords)}); only positional ones are exported")
-    examples = []
-    for value, example in zip(symbolic, arguments, strict=True):
-        batch = value.shape[0]
-        if isinstance(batch, int) and batch != 1:
-            raise ValueError(f"the network was saved for a fixed batch of {batch}, and an artifact runs at batch 1")
-        examples.append(torch.zeros(1, *example.shape[1:], dtype=example.dtype))
-    # The saved guards state what the example batch showed (often "at least 2"); batch 1 is traced anew here.
-    return torch.export.export(program.module(check_guards=False), tuple(examples))
-
-
-def run(converter: Converter, *, packages: Sequence[str]) -> None:
-    """The `main` of a converter module; ends the process.
-
-    Args:
-        converter: from the program at batch 1 to the artifact's content.
-        packages: distributions whose versions are recorded.
-    """
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    parser = argparse.ArgumentParser(description="Started by pipeline.export.child; not meant to be run by hand.")
-    parser.add_argument("network", type=Path)
-    parser.add_argument("model", type=Path, help="file to write; the specification goes beside it")
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--progress-fd", type=int, required=True)
-    options = parser.parse_args()
-    try:
-        _convert(converter, options, packages)
-        status = 0
-    except Exception as error:
-        # Whatever a converter raises is the message; the exit status must come through even when the log is full.
-        status = (
-            EXIT_NO_ROOM
-            if out_of_room(error)
-            else EXIT_MISSING_PACKAGE
-            if isinstance(error, ImportError)
-            else EXIT_FAILED
-        )
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-            print(FAILURE_MARK + reason(error), file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(status)  # without the exit handlers of native libraries, some of which hang or abort
-
-
-def _convert(converter: Converter, options: argparse.Namespace, packages: Sequence[str]) -> None:
-    with os.fdopen(options.progress_fd, "w", buffering=1) as progress:
-
-        def phase(name: str) -> None:
-            print(f"planish: {name}", flush=True)
-            progress.write(name + "\n")
-
-        phase("loading the converter")
-        import torch
-
-        phase("loading the network")
-        program = fixed_at_batch_one(torch.export.load(options.network))
-        conversion = converter(program, options.channels_last, phase)
-        phase("writing the artifact")
-        write_whole(options.model, conversion.model)
-        specification = {
-            "runtime": conversion.runtime,
-            "runtime_minimum": conversion.runtime_minimum,
-            "inputs": [asdict(spec) for spec in conversion.inputs],
-            "outputs": [asdict(spec) for spec in conversion.outputs],
-            "tool_versions": {name: importlib.metadata.version(name) for name in packages},
-        }
-        write_whole(options.model.with_name(SPECIFICATION), json.dumps(specification, indent=1).encode())
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"planish: peak memory {peak_mib:.0f} MiB", flush=True)
+def out_of_room(error: BaseException | None) -> bool:
+    """Whether a full disk, a quota or a file-size limit stands anywhere behind `error`."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -167,7 +138,31 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _write(path: Path, content: bytes | Mapping[str, bytes]) -> None:
+    if isinstance(content, bytes):
+        return write_whole(path, content)
+    for name, part in content.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path / name, part)
+
+
+def _specification(conversion: Conversion, versions: dict[str, str]) -> dict[str, object]:
+    return {
+        "runtime_minimum": conversion.runtime_minimum,
+        "inputs": [asdict(spec) for spec in conversion.inputs],
+        "outputs": [asdict(spec) for spec in conversion.outputs],
+        "beside": list(conversion.beside),
+        "delegation": conversion.delegation,
+        "tool_versions": versions,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
 def _die_with_parent() -> None:
     """Standard input is a pipe that nobody writes to; it ends when the parent does, however the parent was killed."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()
