@@ -13,9 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
 
+from pipeline.compress.taps import Taps
 from pipeline.export.artifact import Artifact
 from pipeline.model.network import Network
+from pipeline.verify import reproducer
+from pipeline.verify.blocks import Blocks, moves
+from pipeline.verify.correspondence import Correspondence, Found, distance, effect
+from pipeline.verify.execute import from_layout, run_artifact, to_layout
+from pipeline.verify.parity import FP32
+from pipeline.verify.tapped import interior
+
+IN_THE_ARTIFACT, IN_PREFIXES = "the artifact", "re-exported prefixes"
 
 
 @dataclass(frozen=True)
@@ -64,8 +76,8 @@ class Culprit:
             {key: repr(entry) if entry == float("inf") else entry for key, entry in asdict(block).items()}
             for block in self.blocks
         ]
-        reproducer = self.reproducer and self.reproducer.resolve().relative_to(root.resolve()).as_posix()
-        return {**asdict(self), "wrong": list(self.wrong), "blocks": blocks, "reproducer": reproducer}
+        folder = self.reproducer and self.reproducer.resolve().relative_to(root.resolve()).as_posix()
+        return {**asdict(self), "wrong": list(self.wrong), "blocks": blocks, "reproducer": folder}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], root: Path) -> Culprit:
@@ -74,17 +86,86 @@ class Culprit:
             BlockError(block["module"], block["block"], float(block["value"]), float(block["own"]))
             for block in data["blocks"]
         )
-        reproducer = root / data["reproducer"] if data["reproducer"] else None
-        return cls(**{**data, "wrong": tuple(data["wrong"]), "blocks": blocks, "reproducer": reproducer})
+        folder = root / data["reproducer"] if data["reproducer"] else None
+        return cls(**{**data, "wrong": tuple(data["wrong"]), "blocks": blocks, "reproducer": folder})
+
+
+SAMPLES = 4  # looked at; whatever is wrong on all is wrong on the worst
+_FLOOR = 1e-5  # relative RMSE of one operator: an order of magnitude above rounding, two below FP32's tolerance
 
 
 def search(artifact: Artifact, network: Network, samples: np.ndarray, *, folder: Path) -> Culprit:
     """The first of the user's blocks that the artifact gets wrong.
 
+    A block is wrong by itself when its own error alone, put into the network, moves the network's output by about as
+    much as the tolerance of parity, or by as much as any other block's does.
+
     Args:
         artifact: one that runs on this machine, whatever was done to it since its export.
         network: what it should compute; its layers are the user's modules.
-        samples: [N, C, H, W] float32 (or [N, F]) in the network's layout; the worst few of them are looked at.
+        samples: [N, C, H, W] float32 (or [N, F]) in the network's layout; the worst `SAMPLES` of them are looked at.
         folder: the reproducer is written here, and nothing when there is no culprit.
+
+    Raises:
+        VerificationError, UsageError: as `HostRuntime`.
     """
-    raise NotImplementedError
+    worst = _worst(artifact, network, samples)
+    correspondence = Correspondence(network, worst, interior(artifact, worst))
+    blocks = Blocks(network)
+    depths = _errors(network, worst, correspondence, blocks)
+    suspects = [found for found in correspondence.found.values() if found.own > _FLOOR]
+    effects = [effect(network, worst, suspect) for suspect in suspects]
+    least = min(FP32.relative_rmse, max(effects, default=0.0)) / 2
+    wrong = [suspect for suspect, moved in zip(suspects, effects) if moved >= least]
+    names = {found.node: _responsible(found, correspondence, blocks) for found in wrong}
+    first = min(wrong, key=lambda found: correspondence.position(found.node), default=None)
+    if first is None:
+        return Culprit(None, None, (), depths, IN_THE_ARTIFACT, len(worst), None)
+    responsible = names[first.node]
+    block, module = blocks.block(responsible), blocks.module(responsible)
+    reproducer.write(folder, artifact, network, first, correspondence.between(first.node), module)
+    every = dict.fromkeys(blocks.block(node) for node in names.values())
+    return Culprit(block, module, tuple(every), depths, IN_THE_ARTIFACT, len(worst), folder)
+
+
+def _worst(artifact: Artifact, network: Network, samples: np.ndarray) -> np.ndarray:
+    """The samples whose outputs are furthest off."""
+    found = run_artifact(artifact, to_layout(samples, artifact.inputs[0]))
+    errors = np.zeros(len(samples))
+    with torch.no_grad():
+        for index in range(len(samples)):
+            expected = tree_leaves(network(torch.from_numpy(samples[index : index + 1])))
+            for output, specification, reference in zip(found, artifact.outputs, expected, strict=True):
+                actual = torch.from_numpy(from_layout(output[index : index + 1], specification).copy())
+                errors[index] = max(errors[index], distance(actual, reference))
+    return samples[np.sort(np.argsort(-errors, kind="stable")[:SAMPLES])]
+
+
+def _errors(
+    network: Network, samples: np.ndarray, correspondence: Correspondence, blocks: Blocks
+) -> tuple[BlockError, ...]:
+    """The error of every value found, but those that only lie elsewhere or are another's under a second name."""
+    shown, seen = {}, set()
+    for found in correspondence.ordered():
+        if found.own > _FLOOR or not (found.tensor in seen or moves(found.node)):
+            shown[found.node.name] = found
+        seen.add(found.tensor)
+    right: dict[str, list[torch.Tensor]] = {name: [] for name in shown}
+    taps = Taps(network, set(shown), lambda name, value: right[name].append(value))
+    for sample in torch.from_numpy(samples):
+        taps.show(sample[None])
+    return tuple(
+        BlockError(
+            blocks.module(found.node),
+            blocks.block(found.node),
+            distance(found.taken, torch.stack(right[name])),
+            found.own,
+        )
+        for name, found in shown.items()
+    )
+
+
+def _responsible(found: Found, correspondence: Correspondence, blocks: Blocks) -> fx.Node:
+    """Of the nodes that the artifact fused into one value, the one to name: the first with weights."""
+    inside = [node for node in correspondence.between(found.node) if not moves(node)] or [found.node]
+    return next(filter(blocks.has_weights, inside), inside[0])
