@@ -8,17 +8,44 @@ module and line. The stack itself stays in the log.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.export.lowering import kinds, lowering, refused
+from pipeline.export.remedies import remedies
 from targets.errors import VerificationError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
+SEARCH_S = 90.0  # most that the search for an unnamed operator may take
+Found = Literal["named", "alone", ""]
+
+_LENGTH = 300
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NODES = (  # a node's name and its operator, as fx prints a graph's code and a node
+    re.compile(r"^\s*(\w+) = torch\.ops\.([\w.]+)\(", re.M),
+    re.compile(r"%(\w+) : .*?call_function\[target=torch\.ops\.([\w.]+)\]"),
+)
+_BARE = re.compile(r"(?:fx node \w+, kind |\bnode \w+ \(|Torch `)(\w+(?:\.\w+)?)")  # as coremltools speaks of operators
+_ENDS = (
+    *("While executing %", "Original traceback:", "stack trace:", "See https://", "There are a few things to try"),
+    *("You can proceed with", "Use tlparse", "Details:"),
+)
+_PLAINER = (
+    (re.compile(r"<OpOverload\(op='([\w.:]+)'[^>]*>"), r"\1"),
+    (re.compile(r"<EdgeOpOverload: ([\w.]+)>: schema = .*? -> \w+"), r"\1"),
+    (re.compile(r"\btorch\._?ops\."), ""),
+    (re.compile(r" ?Failure message: No decompositions registered for the real-valued input"), ""),
+    (re.compile(r"<eval_with_key>[\d.]*(:\d+)*:? ?(error:)?"), ""),
+    (re.compile(r" at /\S+?:\d+"), ""),
+    (re.compile(r" ?\(?https?://\S+\)?\"?"), ""),
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +67,11 @@ class Failure:
 
     Attributes:
         format: name of the format asked for.
-        operator: `aten.roll.default`, or empty where no operator is to blame or none was found.
+        operator: `aten.roll`, or empty where no operator is to blame or none was found.
         places: of the operator in the user's model, the one that the converter stopped at first.
         sentence: the converter's own words, cleaned.
         remedies: what helps, the best first.
+        found: how the operator was found: "named" by the converter, or refused "alone" as well.
     """
 
     format: str
@@ -51,6 +79,7 @@ class Failure:
     places: tuple[Place, ...]
     sentence: str
     remedies: tuple[str, ...]
+    found: Found = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +91,7 @@ class Failure:
         return cls(**{**data, "places": places, "remedies": tuple(data["remedies"])})
 
     def error(self, title: str, *, network: str, log: str) -> VerificationError:
-        """The four lines, `EXPORT_FAILED`. `title` names the format to a person; `network` stands where no place is known."""
+        """The four lines, `EXPORT_FAILED`; `title` is the format's, `network` stands where no place is known."""
         what = f"The operator {self.operator} cannot be exported to {title}." if self.operator else ""
         more = f", and {len(self.places) - 1} more" if len(self.places) > 1 else ""
         return VerificationError(
@@ -74,9 +103,128 @@ class Failure:
         )
 
 
-def explain(error: BaseException, program: ExportedProgram | None, format: str) -> Failure:
-    """What `error`, raised by the converter to `format`, says about `program` (None: it was not loaded yet)."""
-    raise NotImplementedError
+def explain(
+    error: BaseException,
+    program: ExportedProgram | None,
+    format: str,
+    *,
+    seconds: float = SEARCH_S,
+) -> Failure:
+    """What `error` of the converter to `format` says about `program`.
+
+    The operator is the one that the message names, traced back through decompositions. Where it names none that the
+    program has, the kinds of operators are converted apart from each other, for about `seconds` at most.
+
+    Args:
+        program: as it was given to the converter; None where it could not even be loaded.
+    """
+    sentence = clean(_root(error))
+    if program is None:
+        return Failure(format, "", (), sentence, remedies("", sentence))
+    nodes, found = _named(_texts(error), program), "named"
+    if not nodes and not isinstance(error, ImportError):
+        search = refused(kinds(program), program, lowering(format), deadline=time.monotonic() + seconds)
+        for kind, own in search:
+            nodes, found, sentence = list(kind.nodes), "alone", clean(_root(own))
+            break
+    if not nodes:
+        return Failure(format, "", (), sentence, remedies("", sentence))
+    operator = str(nodes[0].target)
+    places = tuple(dict.fromkeys(place(node) for node in nodes))
+    return Failure(format, operator.removesuffix(".default"), places, sentence, remedies(operator, sentence), found)
+
+
+def clean(error: BaseException) -> str:
+    """The converter's own words without colours, graphs, stacks, paths of packages and advice; one paragraph."""
+    text = _COLOUR.sub("", str(error))
+    for end in _ENDS:
+        text = text.partition(end)[0]
+    for pattern, plain in _PLAINER:
+        text = pattern.sub(plain, text)
+    text = " ".join(text.split()).strip()
+    if len(text) > _LENGTH:
+        text = text[:_LENGTH].rsplit(" ", 1)[0] + " …"
+    return text if text.count(" ") > 1 else f"{type(error).__name__}: {text or 'no message'}"
+
+
+def source_of(node: Node, program: ExportedProgram) -> Node | None:
+    """The node of `program` that a node of a program derived from it (decomposed, lowered) comes from."""
+    chain = _chain(node)
+    names = {_chain(mine): mine for mine in program.graph.nodes}
+    return next((names[chain[start:]] for start in range(len(chain)) if chain[start:] in names), None)
+
+
+def _chain(node: Node) -> tuple[str, ...]:
+    """Names of the node and of what it was made from, pass by pass back to the first."""
+    names = [node.name]
+    before = node.meta.get("from_node")
+    while before:
+        names.append(before[-1].name)
+        before = before[-1].from_node
+    return tuple(names)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _texts(error: BaseException) -> list[str]:
+    """What the exceptions behind `error` say, the innermost first."""
+    texts = [str(error)]
+    while (behind := error.__cause__ or error.__context__) is not None:
+        texts.append(str(behind))
+        error = behind
+    return [_COLOUR.sub("", text) for text in reversed(texts)]
+
+
+def _named(texts: Sequence[str], program: ExportedProgram) -> list[Node]:
+    """The calls of the operator that a message names, the one it stopped at first; none where it names none of them."""
+    namespaces = "|".join(
+        re.escape(name) for name in {"aten", "prims", *(str(n.target).partition(".")[0] for n in _calls(program))}
+    )
+    anywhere = re.compile(rf"\b(?:{namespaces})(?:\.|::)[A-Za-z_]\w*(?:\.\w+)?")
+    claims: list[tuple[str, str]] = []  # (node's name or "", operator)
+    for text in texts:
+        claims += [match.groups() for pattern in _NODES for match in list(pattern.finditer(text))[-1:]]
+        claims += [("", name.replace("::", ".")) for name in anywhere.findall(text.partition("While executing")[0])]
+        claims += [("", f"aten.{name}") for name in _BARE.findall(text)]
+    claims = list(dict.fromkeys(claims))
+    for table in _TABLES:
+        derived = table(program) if claims else program
+        for name, operator in claims:
+            calls = [node for node in _calls(derived) if _is(node, operator)]
+            calls.sort(key=lambda node, name=name: node.name != name)
+            sources = [node if derived is program else source_of(node, program) for node in calls]
+            if first := next(filter(None, sources), None):
+                same = [node for node in _calls(program) if node.target is first.target and node is not first]
+                return [first, *same]
+    return []
+
+
+def _is(node: Node, operator: str) -> bool:
+    """Whether a call is of `operator`, whose overload may be left out."""
+    name = str(node.target)
+    return name == operator or name.rpartition(".")[0] == operator or name.rpartition(".")[0] == operator + "_"
+
+
+def _calls(program: ExportedProgram) -> list[Node]:
+    return [node for node in program.graph.nodes if node.op == "call_function"]
+
+
+def _core(program: ExportedProgram) -> ExportedProgram:
+    return program.run_decompositions()
+
+
+def _all(program: ExportedProgram) -> ExportedProgram:
+    from torch._decomp import decomposition_table
+
+    return program.run_decompositions(dict(decomposition_table))
+
+
+# A converter decomposes before it refuses, so the operator may be there only behind one of these.
+_TABLES: tuple[Callable[[ExportedProgram], ExportedProgram], ...] = (lambda program: program, _core, _all)
 
 
 def place(node: Node) -> Place:

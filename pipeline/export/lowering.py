@@ -1,0 +1,198 @@
+"""The operators of a program side by side, each on inputs of its own: what a converter makes of one, whatever is near.
+
+A converter speaks of a network as a whole. Two questions are about single operators: which of them it refused, and what
+it made of each. Both are answered by a program that holds one call of every kind of operator and joins none of them:
+converting it costs about what the network costs, since weights and shapes are the network's own. If the converter
+refuses it, so it does a half of it, and the halves of that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.export.conversion import Request
+from pipeline.export.formats import FORMATS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+LARGE = 16  # sizes beyond it count as the same in `kinds`: no converter treats 96 channels unlike 192
+
+Lower = Callable[["ExportedProgram"], Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Calls of one operator that differ in nothing a converter decides by.
+
+    Attributes:
+        operator: `aten.roll.default`.
+        nodes: of the program, in its order; the first stands for all.
+    """
+
+    operator: str
+    nodes: tuple[Node, ...]
+
+
+def kinds(program: ExportedProgram) -> list[Kind]:
+    """The operators that compute tensors, by name, constants among their arguments, ranks and types.
+
+    Lengths and channel counts above `LARGE` are not told apart. Arithmetic on sizes and checks are left out.
+    """
+    constants = _constants(program)
+    found: dict[tuple[Any, ...], list[Node]] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem and _computes(node):
+            form = (str(node.target), tuple(_read(node)), *_form((node.args, node.kwargs), constants))
+            found.setdefault(form, []).append(node)
+    return [Kind(str(nodes[0].target), tuple(nodes)) for nodes in found.values()]
+
+
+def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> tuple[ExportedProgram, list[int]]:
+    """A program of one call of each kind, and how many outputs each has, in their order.
+
+    Weights are the network's own, every other tensor is an input. What an operator writes over is a copy.
+
+    Raises:
+        ValueError: a call cannot stand by itself: a size in it depends on data, or it calls a graph.
+    """
+    import torch
+    from torch import fx, nn
+
+    constants = _constants(program)
+    root, graph = nn.Module(), fx.Graph()
+    examples: list[Tensor] = []
+    results: list[Node] = []
+    counts = []
+    for kind in of:
+        call = kind.nodes[0]
+
+        def argument(node: Node, writes: bool = _writes(call)) -> Node:
+            value = constants.get(node.name, node.meta.get("val"))
+            if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
+                raise ValueError(f"{node.name} is not a tensor of a fixed shape")
+            name = f"tensor_{len(graph.nodes)}"
+            if node.name in constants:
+                root.register_buffer(name, value.detach())
+                source = graph.get_attr(name)
+            else:
+                examples.append(torch.zeros(tuple(value.shape), dtype=value.dtype))
+                source = graph.placeholder(name)
+            return graph.call_function(torch.ops.aten.clone.default, (source,)) if writes else source
+
+        new = graph.call_function(call.target, fx.map_arg(call.args, argument), dict(fx.map_arg(call.kwargs, argument)))
+        read = _read(call)
+        outputs = [graph.call_function(operator.getitem, (new, index)) for index in read] if read else [new]
+        results += outputs
+        counts.append(len(outputs))
+    graph.output(tuple(results))
+    with torch.no_grad():
+        return torch.export.export(fx.GraphModule(root, graph).eval(), tuple(examples)), counts
+
+
+def attempts(
+    of: Sequence[Kind], program: ExportedProgram, lower: Lower, *, deadline: float
+) -> Iterator[tuple[list[Kind], Any]]:
+    """Groups of kinds with what `lower` made of them side by side, single kinds with the exception that it raised.
+
+    A group that is refused is halved, the first half first: one culprit among n kinds costs some 2 log2 n conversions
+    of ever smaller programs. Ends when all are done, or with the first attempt after `deadline` (`time.monotonic`).
+    Kinds that cannot stand by themselves are passed over.
+    """
+    groups = [[kind for kind in of if _stands_alone(kind, program)]]
+    while groups and groups[-1] and time.monotonic() < deadline:
+        group = groups.pop()
+        try:
+            yield group, lower(side_by_side(group, program)[0])
+        except Exception as error:  # whatever a converter raises is a refusal
+            half = len(group) // 2
+            if half:
+                groups += [group[half:], group[:half]]
+            else:
+                yield group, error
+
+
+def refused(
+    of: Sequence[Kind], program: ExportedProgram, lower: Lower, *, deadline: float
+) -> Iterator[tuple[Kind, Exception]]:
+    """Of `attempts`, those that failed."""
+    for group, outcome in attempts(of, program, lower, deadline=deadline):
+        if isinstance(outcome, Exception):
+            yield group[0], outcome
+
+
+def lowering(format: str) -> Lower:
+    """The converter of a format in `formats.FORMATS`, inputs and outputs in the network's own layout.
+
+    Raises:
+        ImportError: its packages are not installed.
+    """
+    convert = importlib.import_module(FORMATS[format].module).convert
+    return lambda program: convert(program, Request(format, channels_last=False), lambda phase: None)
+
+
+def _stands_alone(kind: Kind, program: ExportedProgram) -> bool:
+    try:
+        side_by_side([kind], program)
+    except Exception:  # torch.export has many ways to say no; none of them is the converter's
+        return False
+    return True
+
+
+def _form(value: Any, constants: dict[str, Tensor]) -> tuple[Any, ...]:
+    """What a converter may decide by, of the arguments of a call."""
+    from torch import Tensor
+    from torch.fx import Node
+
+    if isinstance(value, Node):
+        tensor = value.meta.get("val")
+        if not isinstance(tensor, Tensor):
+            return ("computed",)
+        sizes = tuple(size == 1 for size in tensor.shape)
+        return "tensor", str(tensor.dtype), sizes, value.name in constants
+    if isinstance(value, (tuple, list)):
+        return tuple(_form(item, constants) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, _form(item, constants)) for key, item in sorted(value.items()))
+    if isinstance(value, int) and not isinstance(value, bool) and LARGE < value < 2**31:
+        return ("large",)
+    return (repr(value),)
+
+
+def _constants(program: ExportedProgram) -> dict[str, Tensor]:
+    """Weights, buffers and constant tensors by the name of their placeholder."""
+    signature = program.graph_signature
+    named = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    values = {**program.constants, **program.state_dict}
+    return {node: values[name] for node, name in named.items()}
+
+
+def _read(node: Node) -> list[int]:
+    """Of an operator with several results, those that the network reads; none for an operator with one."""
+    if not isinstance(node.meta.get("val"), (tuple, list)):
+        return []
+    return sorted({user.args[1] for user in node.users if user.target is operator.getitem})
+
+
+def _computes(node: Node) -> bool:
+    """Whether a node is an operator with a tensor among the results that are read."""
+    from torch import Tensor
+
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) or any(isinstance(value[index], Tensor) for index in _read(node))
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
