@@ -6,8 +6,10 @@ from it here, in the same way for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from targets.graph import Shape, macs
@@ -25,10 +27,9 @@ class Placed:
         inputs, outputs: names of the activations it reads and writes; constants are left out.
         in_shapes, out_shapes: of all operands, constants too; empty where the file does not tell.
         module: the user's, "" where unknown or the network itself.
-        moves: whether it moves an activation to another order of its axes, and nothing else.
-        views: whether its result is its operand's data, maybe of another shape, type or scale, in the same order.
-        asked: whether the network itself has this operator; False for what a converter or runtime put in or might have.
-        reason: why no delegate took it, where the delegate says.
+        moves: whether it only moves an activation to another order of its axes.
+        views: whether its result is its operand in the same order, maybe of another shape, type or scale.
+        asked: whether the network itself permutes there; False where a converter or a runtime may have put it in.
     """
 
     kind: str
@@ -41,12 +42,16 @@ class Placed:
     moves: bool = False
     views: bool = False
     asked: bool = False
-    reason: str = ""
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates on one sample."""
+        """Multiply-accumulates on one sample; 0 in formats whose names `targets.graph.macs` does not know."""
         return macs(self.kind, self.in_shapes, self.out_shapes)
+
+    @property
+    def size(self) -> int:
+        """Elements of its first result."""
+        return math.prod(self.out_shapes[0]) if self.out_shapes else 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Placement:
         learned: how the placement is known, a clause: "LiteRT's interpreter handed them over".
         partitions: calls of the delegate.
         inputs, outputs: of the artifact.
-        bytes: size of each activation that stands between operators; where a delegate hides them, those at its border.
+        bytes: size of each activation that may stand at the border of a partition.
+        opaque: partitions hide their operators; each is one entry of `operators`.
     """
 
     delegate: str
@@ -68,54 +74,64 @@ class Placement:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     bytes: Mapping[str, int]
+    opaque: bool = False
 
     @property
     def fallbacks(self) -> tuple[Placed, ...]:
         return tuple(operator for operator in self.operators if operator.partition is None)
 
     def crossing(self) -> tuple[int, int]:
-        """Bytes of activations that enter or leave a partition: (between operators, of the artifact's own border).
+        """Bytes of activations that enter or leave partitions: (between operators, of the artifact's own border).
 
-        A tensor that two partitions read enters twice.
+        A tensor that two partitions read enters twice. An output of the artifact that another partition reads, too,
+        counts on both sides.
         """
-        border = {*self.inputs, *self.outputs}
-        inside = at_border = 0
+        between = border = 0
         for index in range(self.partitions):
             mine = [operator for operator in self.operators if operator.partition == index]
             written = {name for operator in mine for name in operator.outputs}
-            read = {name for operator in mine for name in operator.inputs}
-            needed = {name for operator in self.operators if operator.partition != index for name in operator.inputs}
-            for name in (read - written) | (written & (needed | {*self.outputs})):
-                if name in border:
-                    at_border += self.bytes[name]
-                if name not in border or (name in written and name in needed):
-                    inside += self.bytes[name]
-        return inside, at_border
+            entering = {name for operator in mine for name in operator.inputs} - written
+            others = {name for operator in self.operators if operator.partition != index for name in operator.inputs}
+            leaving = written & others
+            own = (entering & {*self.inputs}) | (written & {*self.outputs})
+            between += sum(self.bytes[name] for name in (entering - {*self.inputs}) | leaving)
+            border += sum(self.bytes[name] for name in own)
+        return between, border
 
     def where(self, operator: Placed) -> Where:
-        """Whether nothing but views lies between the operator and the artifact's inputs, or its outputs."""
-        producers = {name: each for each in self.operators for name in each.outputs}
+        """ "border" when nothing but views lies between the operator and an input of the artifact, or an output."""
+        at_input = any(map(self._from_input, operator.inputs))
+        return "border" if at_input or any(map(self._to_output, operator.outputs)) else "inside"
+
+    @cached_property
+    def _writers(self) -> dict[str, Placed]:
+        return {name: operator for operator in self.operators for name in operator.outputs}
+
+    @cached_property
+    def _readers(self) -> dict[str, list[Placed]]:
         readers: dict[str, list[Placed]] = {}
-        for each in self.operators:
-            for name in each.inputs:
-                readers.setdefault(name, []).append(each)
+        for operator in self.operators:
+            for name in operator.inputs:
+                readers.setdefault(name, []).append(operator)
+        return readers
 
-        def from_input(name: str) -> bool:
-            producer = producers.get(name)
-            return producer is None or (producer.views and all(map(from_input, producer.inputs)))
+    def _from_input(self, name: str) -> bool:
+        writer = self._writers.get(name)
+        return writer is None or (writer.views and all(map(self._from_input, writer.inputs)))
 
-        def to_output(name: str) -> bool:
-            following = readers.get(name, [])
-            return all(each.views and all(map(to_output, each.outputs)) for each in following)
+    def _to_output(self, name: str) -> bool:
+        if name in self.outputs:
+            return True
+        readers = self._readers.get(name, [])
+        return bool(readers) and all(reader.views and all(map(self._to_output, reader.outputs)) for reader in readers)
 
-        return "border" if any(map(from_input, operator.inputs)) or any(map(to_output, operator.outputs)) else "inside"
+    def told(self, changes: Mapping[int, Mapping[str, object]]) -> Placement:
+        """The same with other fields (module, asked) at some operators, by index."""
+        operators = (replace(each, **changes.get(index, {})) for index, each in enumerate(self.operators))
+        return replace(self, operators=tuple(operators))
 
-    def with_modules(self, modules: Mapping[int, str]) -> Placement:
-        """The same with the user's modules at those operators, by index."""
-        return replace(
-            self,
-            operators=tuple(
-                replace(operator, module=modules.get(index, operator.module))
-                for index, operator in enumerate(self.operators)
-            ),
-        )
+
+def moves_data(shape: Shape, order: Sequence[int]) -> bool:
+    """Whether axes of more than one element change their order; otherwise a transpose is a view."""
+    kept = [axis for axis in order if shape[axis] != 1]
+    return kept != sorted(kept)

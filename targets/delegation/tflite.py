@@ -1,0 +1,94 @@
+"""What LiteRT's interpreter hands to its XNNPACK delegate.
+
+Once its tensors are allocated, the interpreter keeps the file's operators and lists behind them one more for each call of
+a delegate, with the tensors that enter and leave it. All that lies between the two is the delegate's. Nothing is run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from targets.delegation.placement import Placed, Placement, moves_data
+from targets.graph import read_graph
+
+VIEWS = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "QUANTIZE", "DEQUANTIZE", "CAST"}
+DELEGATE = "DELEGATE"  # the interpreter's name for a call of one
+
+
+def read_tflite(path: Path) -> Placement:
+    """The operators of a .tflite's main graph, as the interpreter of this machine places them.
+
+    What the graphs of control flow and of composite operators hold counts as the one operator that runs them.
+
+    Raises:
+        ValueError, RuntimeError: LiteRT does not take the file.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    nodes = interpreter._get_ops_details()  # the only public way to the nodes is a log
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
+    tensors, graph = model.subgraphs[0].tensors, read_graph(path, "tflite")
+    constant = {index for index, tensor in enumerate(tensors) if _data(model, tensor) is not None}
+    calls = [node for node in nodes[len(graph) :] if node["op_name"] == DELEGATE]
+    partition = _partitions(nodes[: len(graph)], calls)
+
+    def names(indices: Sequence[int]) -> tuple[str, ...]:
+        return tuple(str(index) for index in indices if index >= 0 and index not in constant)
+
+    operators = []
+    for index, (node, its) in enumerate(zip(nodes, graph)):
+        order = None
+        if its.kind == "TRANSPOSE":
+            order = _data(model, tensors[node["inputs"][1]])
+        moves = order is not None and moves_data(its.in_shapes[0], order.view("int32"))
+        views = its.kind in VIEWS or (order is not None and not moves)
+        inputs, outputs = names(node["inputs"]), names(node["outputs"])
+        operators.append(
+            Placed(
+                its.kind, partition.get(index), inputs, outputs, its.in_shapes, its.out_shapes, moves=moves, views=views
+            )
+        )
+    kinds = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+    return Placement(
+        delegate="XNNPACK",
+        learned="LiteRT's interpreter handed them over when it loaded the file on this machine",
+        partitions=len(calls),
+        operators=tuple(operators),
+        inputs=names(model.subgraphs[0].inputs),
+        outputs=names(model.subgraphs[0].outputs),
+        bytes={str(index): _bytes(tensor, kinds[tensor.type]) for index, tensor in enumerate(tensors)},
+    )
+
+
+def _partitions(nodes: Sequence[dict[str, Any]], calls: Sequence[dict[str, Any]]) -> dict[int, int]:
+    """Which call runs each of the nodes: back from the tensors that leave it to those that enter it."""
+    writer = {int(tensor): index for index, node in enumerate(nodes) for tensor in node["outputs"]}
+    found: dict[int, int] = {}
+    for number, call in enumerate(calls):
+        entering, open_tensors = {int(tensor) for tensor in call["inputs"]}, [int(tensor) for tensor in call["outputs"]]
+        while open_tensors:
+            tensor = open_tensors.pop()
+            index = writer.get(tensor)
+            if tensor not in entering and index is not None and index not in found:
+                found[index] = number
+                open_tensors.extend(int(tensor) for tensor in nodes[index]["inputs"])
+    return found
+
+
+def _data(model: Any, tensor: Any) -> Any:
+    """The bytes of a constant; None for an activation."""
+    buffer = model.buffers[tensor.buffer]
+    return buffer.data if buffer.data is not None and len(buffer.data) or buffer.offset else None
+
+
+def _bytes(tensor: Any, kind: str) -> int:
+    elements = math.prod(tensor.shape) if tensor.shape is not None else 1
+    bits = re.search(r"\d+", kind)  # BOOL and STRING have none
+    return math.ceil(int(elements) * (int(bits[0]) if bits else 8) / 8)
