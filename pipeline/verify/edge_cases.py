@@ -33,7 +33,7 @@ def groups(samples: np.ndarray, input_range: tuple[float, float] | None = None) 
     zeros: nothing but 0, which is grey in a normalised image.
     constant minimum, constant maximum: every channel at the smallest or largest value it has in `samples`: an image all
         black or all white, normalised as theirs are.
-    stretched range: each sample about the middle of `input_range`, scaled until it spans that range `STRETCH` times.
+    stretched range: each sample scaled and shifted until it spans `input_range` `STRETCH` times, about its middle.
     swapped channels: the channels in another order, as when an app feeds BGR; not for a single channel.
     inverted: each channel mirrored between its smallest and largest value, as a negative.
     noise: normal, with each channel's own mean and deviation; drawn from a fixed seed.
@@ -64,7 +64,6 @@ def groups(samples: np.ndarray, input_range: tuple[float, float] | None = None) 
 
 def _stretched(samples: np.ndarray, low: float, high: float) -> np.ndarray:
     axes = tuple(range(1, samples.ndim))
-    span = samples.max(axes, keepdims=True) - samples.min(axes, keepdims=True)
-    factor = np.divide(STRETCH * (high - low), span, out=np.ones_like(span), where=span > 0)
-    middle = np.float32((low + high) / 2)
-    return middle + factor * (samples - middle)
+    least, most = samples.min(axes, keepdims=True), samples.max(axes, keepdims=True)
+    place = np.divide(samples - least, most - least, out=np.full_like(samples, 0.5), where=most > least)
+    return (low + high) / 2 + STRETCH * (high - low) * (place - 0.5)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.export.artifact import Artifact, TensorSpec, sha256_of
+from pipeline.export.artifact import Artifact, TensorSpec, bytes_of, sha256_of
 from pipeline.export.formats import FORMATS, Format
 from pipeline.verify.reference import Reference
 from targets.errors import UsageError, VerificationError
@@ -70,12 +70,11 @@ def artifact_at(path: Path, reference: Reference, layout: Layout | None = None) 
     """
     format = format_of(path)
     inputs, outputs = _tensors(path, format, reference, layout) if format.runs_on_host else ((), ())
-    files = path.rglob("*") if path.is_dir() else [path]
     return Artifact(
         path,
         format.name,
         sha256_of(path),
-        sum(file.stat().st_size for file in files if file.is_file()),
+        bytes_of(path),
         format.runtime,
         "",
         inputs,

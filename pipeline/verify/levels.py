@@ -16,8 +16,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from pipeline.export.artifact import Artifact, sha256_of
+from pipeline.export.conversion import fixed_at_batch_one
 from pipeline.export.formats import FORMATS
-from pipeline.export.worker import fixed_at_batch_one
 from pipeline.model.ingest import load_program
 from pipeline.verify.execute import HostRuntime, from_layout, to_layout
 from pipeline.verify.parity import Level, Parity, judge

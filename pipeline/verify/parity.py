@@ -225,7 +225,7 @@ def _why(parity: Parity) -> str:
     if failed and (worst := failed[0].worst) is not None:
         parts.append(
             f"worst output {worst.name!r}: relative RMSE {worst.relative_rmse:.2g}, largest difference "
-            f"{worst.max_abs:.3g}, cosine {worst.cosine:.6f} ({failed[0].samples} samples)"
+            f"{worst.max_abs:.3g}, cosine {worst.cosine:.6f} (n = {failed[0].samples})"
         )
     if len(failed) > 1:
         parts.append("also on " + ", ".join(group.name for group in failed[1:]))
