@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ class Artifact:
             }
         )
 
+    def discard(self) -> None:
+        """Removes it from the disk, with what lies beside it."""
+        for path in (self.path, *(self.path.with_name(name) for name in self.beside)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
     def require_unchanged(self) -> None:
         """Raises VerificationError `ARTIFACT_CHANGED` unless the path still holds the bytes that were exported."""
         found = sha256_of(self.path) if self.path.exists() else None
@@ -134,11 +139,3 @@ def bytes_of(path: Path) -> int:
 def layout_of(rank: int, *, channels_last: bool) -> str:
     """The layout's name for a tensor of `rank` dimensions; `channels_last` speaks of images and feature maps."""
     return {2: "NC", 4: "NHWC" if channels_last else "NCHW"}.get(rank, "")
-
-
-def with_range(inputs: Sequence[TensorSpec], input_range: tuple[float, float] | None) -> tuple[TensorSpec, ...]:
-    """`inputs` with the calibration data's range on the first, which is the one that samples are fed to."""
-    if input_range is None:
-        return tuple(inputs)
-    first, *rest = inputs
-    return replace(first, minimum=float(input_range[0]), maximum=float(input_range[1])), *rest

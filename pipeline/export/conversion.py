@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import TensorSpec
+from pipeline.export.contract import Contract
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,13 +18,17 @@ _SAME = 1e-3  # relative to the outputs' scale: far above the rounding of anothe
 
 @dataclass(frozen=True)
 class Request:
-    """Attributes:
-    format: name in `formats.FORMATS`; a converter may serve several.
-    channels_last: rank-4 inputs and outputs are NHWC where the format can have them so.
+    """What is asked for.
+
+    Attributes:
+        format: name in `formats.FORMATS`; a converter may serve several.
+        channels_last: rank-4 inputs and outputs are NHWC where the format can have them so.
+        contract: what an app must know beyond that, for formats that hold it themselves.
     """
 
     format: str
     channels_last: bool
+    contract: Contract = Contract()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Core ML: an ML program in an .mlpackage, by coremltools.
 
-Weights and arithmetic are float32, as the network's are: what rounding to float16 costs is another question than whether
-the export is right. The deployment target is iOS 16 (macOS 13): it is the oldest that ExecuTorch's Core ML delegate runs
-on, so that both ways to Core ML ask the same of an app's users, and every iPhone since the 8 has it.
+Weights and arithmetic are float32, as the network's are: what rounding to float16 costs is another question than
+whether the export is right. The deployment target is iOS 16 (macOS 13): it is the oldest that ExecuTorch's Core ML
+delegate runs on, so that both ways to Core ML ask the same of an app's users, and every iPhone since the 8 has it.
 
 Two conversions give the same bytes: what coremltools draws at random or reads from the clock is taken out in `settle`.
 """
@@ -106,7 +106,7 @@ def settle(package: Path) -> None:
 
 
 def _belongs(name: str) -> bool:
-    """Whether Core ML reads the file; coremltools adds a list of debug handles for ExecuTorch where that is installed."""
+    """Whether Core ML reads the file; coremltools adds ExecuTorch's debug handles where that is installed."""
     return name == MANIFEST or name.startswith(f"{DATA}/")
 
 

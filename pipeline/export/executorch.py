@@ -1,8 +1,8 @@
 """ExecuTorch: a .pte program whose operators are given to XNNPACK, Vulkan or Core ML, as far as each takes them.
 
-Images are NCHW at the border, whatever is asked for. XNNPACK computes NHWC and turns a tensor around where it enters and
-leaves a partition; ExecuTorch 1.5 can also take an input whose memory is NHWC already (a "dim order"), and then the
-transposes are gone. But Android's Java tensors cannot say so (executorch #11593), and an operator left outside the
+Images are NCHW at the border, whatever is asked for. XNNPACK computes NHWC and turns a tensor around where it enters
+and leaves a partition; ExecuTorch 1.5 can also take an input whose memory is NHWC already (a "dim order"), and then
+the transposes are gone. But Android's Java tensors cannot say so (executorch #11593), and an operator left outside the
 partitions may refuse such memory when the app runs (#19139), so that border would be a trap.
 
 The minimum runtime is the release that wrote the file: ExecuTorch promises that newer runtimes load it, of older
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def convert(program: ExportedProgram, request: Request, phase: Phase) -> Conversion:
-    """`program` at batch 1 to ExecuTorch. A program's tensors have numbers, not names: `input_0`, … to `output_0`, …."""
+    """`program` at batch 1 to ExecuTorch, whose tensors have numbers and no names: `input_0`, … to `output_0`, …."""
     from executorch.exir import to_edge_transform_and_lower
 
     with _PARTITIONERS[request.format]() as partitioner:

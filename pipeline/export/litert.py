@@ -9,10 +9,12 @@ every operator version in use. LiteRT, its successor under a new name and number
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import TensorSpec, layout_of
 from pipeline.export.conversion import Conversion, Phase, Request
+from pipeline.export.metadata import with_metadata
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -41,7 +43,9 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
     phase("converting to TFLite")
     model = litert_torch.convert(network, tuple(examples)).model_content()
     phase("checking")
-    return _described(model, request.channels_last)
+    conversion = _described(model, request.channels_last)
+    inputs, outputs = request.contract.of_inputs(conversion.inputs), request.contract.of_outputs(conversion.outputs)
+    return replace(conversion, content=with_metadata(model, inputs, outputs))
 
 
 def _described(model: bytes, channels_last: bool) -> Conversion:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pipeline.export.artifact import Artifact
 from pipeline.export.child import export
+from pipeline.export.contract import Contract
 from pipeline.export.formats import format_named
 from pipeline.export.memory import SHARE, available_mib, default_limit_mib
 from targets.errors import PlanishError
 
-# What a conversion holds at its peak: the converters themselves, litert-torch's being the largest, and copies of weights.
+# What a conversion holds at its peak: the converter itself, litert-torch's being the largest, and copies of weights.
 CONVERTER_MIB, COPIES = 700, 6
 _POLL_S = 0.1
 
@@ -26,7 +27,7 @@ def export_all(
     formats: Sequence[str],
     directory: Path,
     channels_last: bool = True,
-    input_range: tuple[float, float] | None = None,
+    contract: Contract | None = None,
     timeout_s: float = 900,
     memory_limit_mib: float | None = None,
     logs: Path | None = None,
@@ -39,7 +40,7 @@ def export_all(
         memory_limit_mib: of one conversion; by default all that run at once share `memory.SHARE` of what is available.
         logs: directory for `<format>.log`; by default `directory`.
         progress: called in this thread with a format and the name of the phase that it enters.
-        (the others as in `child.export`)
+        (the others are those of `child.export`)
 
     Returns:
         For each format, in the order asked for, the artifact or the error that `child.export` raised. On an interrupt
@@ -60,7 +61,7 @@ def export_all(
                 format=name,
                 directory=directory,
                 channels_last=channels_last,
-                input_range=input_range,
+                contract=contract,
                 timeout_s=timeout_s,
                 memory_limit_mib=limit_mib,
                 log=(logs or directory) / f"{name}.log",

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from pipeline.export.artifact import Artifact, TensorSpec
-from targets.errors import UsageError, VerificationError
+from pipeline.export.formats import FORMATS
+from targets.errors import MissingEnvironmentError, UsageError, VerificationError
 from targets.runners.artifact import ArtifactError, open_artifact
 
 _FROM_NCHW = {"NHWC": (0, 2, 3, 1)}
@@ -21,12 +22,14 @@ class HostRuntime:
     """An artifact opened once and run on as many samples as wanted.
 
     Raises:
+        MissingEnvironmentError: `NOT_RUN_HERE` for a format whose runtime this machine cannot have.
         VerificationError: `ARTIFACT_CHANGED` when the file is not the one exported; `RUN_FAILED` when the runtime
             refuses it.
         UsageError: `SEVERAL_INPUTS` for a network with more than one input, `SAMPLE_SHAPE` from `run`.
     """
 
     def __init__(self, artifact: Artifact) -> None:
+        require_runnable(artifact)
         artifact.require_unchanged()
         if len(artifact.inputs) != 1:
             raise UsageError(
@@ -74,6 +77,20 @@ class HostRuntime:
             why=str(error),
             fix="export it again; if that does not help, choose another format.",
             code="RUN_FAILED",
+        )
+
+
+def require_runnable(artifact: Artifact) -> None:
+    """Raises MissingEnvironmentError `NOT_RUN_HERE` for a format that no runtime of this machine takes."""
+    format = FORMATS[artifact.format]
+    if not format.runs_on_host:
+        raise MissingEnvironmentError(
+            f"{format.title} artifacts are not run here.",
+            where=str(artifact.path),
+            why=f"{format.why_not}.",
+            fix="check it on a device, or check the same network in a format that runs here: "
+            + ", ".join(name for name, other in FORMATS.items() if other.runs_on_host),
+            code="NOT_RUN_HERE",
         )
 
 

@@ -14,7 +14,7 @@ import zlib
 
 import numpy
 
-PACKAGES = {"tflite": "ai-edge-litert", "onnx": "onnxruntime", "pte": "executorch"}
+PACKAGES = {"tflite": "ai-edge-litert", "onnx": "onnxruntime", "ort": "onnxruntime", "pte": "executorch"}
 EMULATED_RUNNER = "/opt/planish/site/executorch/lib/libplanish_executorch.so"  # in the emulated phone's file system
 
 
@@ -36,7 +36,7 @@ def open_artifact(path, format, threads=1):
     if not os.path.exists(path):
         raise ArtifactError("no such file")
     try:
-        return {"tflite": TFLite, "onnx": Onnx, "pte": ExecuTorch}[format](path, threads)
+        return {"tflite": TFLite, "onnx": Onnx, "ort": Onnx, "pte": ExecuTorch}[format](path, threads)
     except (ValueError, RuntimeError) as error:
         raise ArtifactError(f"{runtime_version(format)} cannot load it: {error}") from error
 
@@ -64,7 +64,7 @@ class TFLite:
 
 
 class Onnx:
-    """ONNX Runtime's CPU execution provider, sequential, all graph optimisations (its default).
+    """ONNX Runtime's CPU execution provider, sequential, all graph optimisations (its default); its ORT format, too.
 
     Args:
         options: `onnxruntime.SessionOptions` to go by in all else.
