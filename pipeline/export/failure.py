@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.export.lowering import kinds, lowering, refused
+from pipeline.export.lowering import Lower, first_refused, kinds, lowering, refused
 from pipeline.export.remedies import remedies
 from targets.errors import VerificationError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 SEARCH_S = 90.0  # most that the search for an unnamed operator may take
-Found = Literal["named", "alone", ""]
+Found = Literal["named", "alone", "in place", ""]
 
 _LENGTH = 300
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -35,7 +36,7 @@ _NODES = (  # a node's name and its operator, as fx prints a graph's code and a 
 _BARE = re.compile(r"(?:fx node \w+, kind |\bnode \w+ \(|Torch `)(\w+(?:\.\w+)?)")  # as coremltools speaks of operators
 _ENDS = (
     *("While executing %", "Original traceback:", "stack trace:", "See https://", "There are a few things to try"),
-    *("You can proceed with", "Use tlparse", "Details:"),
+    *("You can proceed with", "Use tlparse", "Details:", "The error occurred while tracing"),
 )
 _PLAINER = (
     (re.compile(r"<OpOverload\(op='([\w.:]+)'[^>]*>"), r"\1"),
@@ -44,6 +45,9 @@ _PLAINER = (
     (re.compile(r" ?Failure message: No decompositions registered for the real-valued input"), ""),
     (re.compile(r"<eval_with_key>[\d.]*(:\d+)*:? ?(error:)?"), ""),
     (re.compile(r" at /\S+?:\d+"), ""),
+    (re.compile(r"Didn't find op for builtin opcode '(\w+)' version.*", re.S), r"The runtime has no operator \1."),
+    (re.compile(r", you can enable TF kernels fallback.*?TF Select ops:", re.S), ":"),
+    (re.compile(r" that was explicitly marked illegal: %\w+ = .*", re.S), ""),
     (re.compile(r" ?\(?https?://\S+\)?\"?"), ""),
 )
 
@@ -71,7 +75,8 @@ class Failure:
         places: of the operator in the user's model, the one that the converter stopped at first.
         sentence: the converter's own words, cleaned.
         remedies: what helps, the best first.
-        found: how the operator was found: "named" by the converter, or refused "alone" as well.
+        found: how the operator was found: "named" by the converter, refused "alone" as well, or the first refused
+            "in place", behind all that comes before it.
     """
 
     format: str
@@ -109,6 +114,7 @@ def explain(
     format: str,
     *,
     seconds: float = SEARCH_S,
+    phase: Callable[[str], None] | None = None,
 ) -> Failure:
     """What `error` of the converter to `format` says about `program`.
 
@@ -117,21 +123,34 @@ def explain(
 
     Args:
         program: as it was given to the converter; None where it could not even be loaded.
+        phase: told when a search begins.
     """
-    sentence = clean(_root(error))
-    if program is None:
-        return Failure(format, "", (), sentence, remedies("", sentence))
-    nodes, found = _named(_texts(error), program), "named"
-    if not nodes and not isinstance(error, ImportError):
-        search = refused(kinds(program), program, lowering(format), deadline=time.monotonic() + seconds)
-        for kind, own in search:
-            nodes, found, sentence = list(kind.nodes), "alone", clean(_root(own))
-            break
+    sentence = clean(root_of(error))
+    failure = Failure(format, "", (), sentence, remedies("", sentence))
+    if program is None or isinstance(error, (ImportError, OSError)):
+        return failure
+    try:
+        nodes, found = _named(_texts(error), program), "named"
+        if not nodes and seconds > 0:
+            if phase is not None:
+                phase("looking for the operator that was refused")
+            nodes, found, sentence = _searched(program, lowering(format), sentence, time.monotonic() + seconds)
+    except Exception:  # torch's passes and the converters fail in many ways; the sentence stands by itself
+        traceback.print_exc()
+        return failure
     if not nodes:
-        return Failure(format, "", (), sentence, remedies("", sentence))
+        return failure
     operator = str(nodes[0].target)
     places = tuple(dict.fromkeys(place(node) for node in nodes))
     return Failure(format, operator.removesuffix(".default"), places, sentence, remedies(operator, sentence), found)
+
+
+def _searched(program: ExportedProgram, lower: Lower, sentence: str, deadline: float) -> tuple[list[Node], Found, str]:
+    """The calls that the converter refuses by themselves, or the first that it refuses behind what comes before."""
+    for kind, own in refused(kinds(program), program, lower, deadline=deadline):
+        return list(kind.nodes), "alone", clean(root_of(own))
+    first = first_refused(program, lower, deadline=deadline)
+    return ([first], "in place", sentence) if first is not None else ([], "", sentence)
 
 
 def clean(error: BaseException) -> str:
@@ -164,7 +183,8 @@ def _chain(node: Node) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _root(error: BaseException) -> BaseException:
+def root_of(error: BaseException) -> BaseException:
+    """The exception at the end of the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

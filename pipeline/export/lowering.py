@@ -128,6 +128,51 @@ def refused(
             yield group[0], outcome
 
 
+def first_refused(program: ExportedProgram, lower: Lower, *, deadline: float) -> Node | None:
+    """The call that `lower` refuses behind what comes before it: the last of the shortest beginning that it refuses.
+
+    Takes some log2 n conversions. None when the whole is not refused, or when `deadline` passed first.
+    """
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    taken, not_taken = 0, len(calls)
+    while not_taken - taken > 1:
+        if time.monotonic() >= deadline:
+            return None
+        middle = (taken + not_taken) // 2
+        try:
+            lower(_beginning(program, calls[middle - 1]))
+            taken = middle
+        except Exception:  # whatever a converter raises is a refusal
+            not_taken = middle
+    return calls[not_taken - 1] if calls else None
+
+
+def _beginning(program: ExportedProgram, last: Node) -> ExportedProgram:
+    """The program up to the node of that name; its outputs are the tensors that nothing in it reads."""
+    import torch
+    from torch import fx
+
+    module = program.module(check_guards=False)
+    nodes = list(module.graph.nodes)
+    kept = nodes[: next(index for index, node in enumerate(nodes) if node.name == last.name) + 1]
+    inside = set(kept)
+    ends = [
+        node
+        for node in kept
+        if node.op == "call_function"
+        and isinstance(node.meta.get("val"), torch.Tensor)
+        and not any(user in inside for user in node.users)
+    ]
+    graph = fx.Graph()
+    copies: dict[Node, Node] = {}
+    for node in kept:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in ends))
+    examples = [node.meta["val"] for node in kept if node.op == "placeholder"]
+    inputs = tuple(torch.zeros(tuple(value.shape), dtype=value.dtype) for value in examples)
+    return torch.export.export(fx.GraphModule(module, graph).eval(), inputs)
+
+
 def lowering(format: str) -> Lower:
     """The converter of a format in `formats.FORMATS`, inputs and outputs in the network's own layout.
 
