@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
 from pipeline.cli.speaking import speaking
+from pipeline.export.formats import FORMATS
 from pipeline.store import writing
 from reports.console import Console
+from targets.errors import PlanishError
+
+if TYPE_CHECKING:
+    from pipeline.export.artifact import Artifact
+    from pipeline.verify.parity import Parity
+    from pipeline.verify.reference import Reference
 
 
 @click.command("export")
@@ -21,7 +28,13 @@ from reports.console import Console
 @click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option(
-    "--format", "formats", multiple=True, type=click.Choice(["tflite", "onnx"]), default=["tflite"], show_default=True
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(list(FORMATS)),
+    default=["tflite"],
+    show_default=True,
+    help="Repeatable; several are exported side by side.",
 )
 @click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True)
@@ -36,15 +49,18 @@ def command(
     channels_first: bool,
     output: Path,
     console: Console,
-) -> None:
-    """Export MODEL as it is and check every artifact against it on real samples."""
+) -> int:
+    """Export MODEL as it is and check every artifact against it on real samples.
+
+    A format that fails leaves the others alone; the exit code is then that of the first failure.
+    """
     import torch
 
     from calibration.dataset import open_samples
-    from pipeline.compress.analysis import run
-    from pipeline.export.child import export
+    from pipeline.export.contract import Contract
+    from pipeline.export.together import export_all
     from pipeline.model.ingest import ingest, require_one_tensor
-    from pipeline.verify.parity import check, require
+    from pipeline.verify.reference import Reference
 
     normalisation: dict[str, Any] = {"mean": mean or None, "std": std or None}
     with console.stage("reading"):
@@ -55,36 +71,76 @@ def command(
         )
         require_one_tensor(network, model)
         samples = open_samples(data, input_shape=network.input_shape, limit=64, **normalisation)
-        info = samples.validate()
-        x = next(samples.batches(64))[0]
+        seen, pixels = samples.validate(), samples.pixel_normalization
+        x, labels = next(samples.batches(64))
+        reference = Reference.of(
+            network.graph, x.numpy(), None if labels is None else labels.numpy(), (seen.minimum, seen.maximum)
+        )
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    rows, lines = [], []
-    with tempfile.TemporaryDirectory(prefix="planish-export-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="planish-export-") as scratch,
+        console.stage(f"exporting {', '.join(formats)}") as stage,
+    ):
         torch.export.save(network.exported(), Path(scratch) / "network.pt2")
-        for format in formats:
-            with console.stage(f"exporting {format}") as stage:
-                artifact = export(
-                    Path(scratch) / "network.pt2",
-                    format=format,
-                    directory=output,
-                    channels_last=not channels_first,
-                    input_range=(info.minimum, info.maximum),
-                    log=output / f"{format}.log",
-                    progress=stage.update,
-                )
-                try:
-                    parity = check(artifact, [run(network, [x]).numpy()], x.numpy())
-                    require(parity, artifact)
-                except BaseException:
-                    artifact.path.unlink()  # a file that is there is a file that passed
-                    raise
-            worst = max(parity.outputs, key=lambda o: o.relative_rmse)
-            rows.append({"artifact": artifact.to_json(output), "parity": parity.to_json()})
-            lines.append(
-                Text(
-                    f"{artifact.path}  {artifact.bytes:,} bytes, relative RMSE {worst.relative_rmse:.1e} on "
-                    f"{parity.samples} samples, exported in {artifact.seconds:.0f} s"
-                )
-            )
+        found = export_all(
+            Path(scratch) / "network.pt2",
+            formats=formats,
+            directory=output,
+            channels_last=not channels_first,
+            contract=Contract(
+                seen.minimum,
+                seen.maximum,
+                None if pixels is None else pixels.mean,
+                None if pixels is None else pixels.std,
+                samples.class_names,
+            ),
+            progress=lambda format, phase: stage.update(f"{format}: {phase}"),
+        )
+    with console.stage("checking"):
+        rows, lines, errors = _checked(found, reference, output)
+    if not lines:
+        raise errors[0]
+    for error in errors:
+        console.error(error)
     console.result(lines, artifacts=rows)
+    return errors[0].exit_code if errors else 0
+
+
+def _checked(
+    found: dict[str, Artifact | PlanishError], reference: Reference, output: Path
+) -> tuple[list[dict[str, Any]], list[Text], list[PlanishError]]:
+    """For each format a row and, unless it failed, a line; a file that is there is a file that did not fail."""
+    from pipeline.verify.levels import check_host
+    from pipeline.verify.parity import failure
+
+    rows, lines, errors = [], [], []
+    unchecked = [artifact for artifact in found.values() if not isinstance(artifact, PlanishError)]
+    try:
+        for format, artifact in found.items():
+            if isinstance(artifact, PlanishError):
+                errors.append(artifact)
+                rows.append({"format": format, "error": artifact.to_json()})
+                continue
+            parity = check_host(artifact, reference)
+            if parity.failed:
+                errors.append(failure(parity, artifact.path))
+                artifact.discard()
+            else:
+                lines.append(_line(artifact, parity))
+            unchecked.remove(artifact)
+            rows.append({"format": format, "artifact": artifact.to_json(output), "parity": parity.to_json()})
+    finally:
+        for artifact in unchecked:
+            artifact.discard()
+    return rows, lines, errors
+
+
+def _line(artifact: Artifact, parity: Parity) -> Text:
+    worst = max((output.relative_rmse for output in parity.outputs), default=0.0)
+    checked = (
+        f"relative RMSE {worst:.1e} on {parity.samples} samples"
+        if parity.passed
+        else f"not run here: {parity.reasons[0]}"
+    )
+    return Text(f"{artifact.path}  {artifact.bytes:,} bytes, {checked}, exported in {artifact.seconds:.0f} s")

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.export import worker
-from pipeline.export.artifact import Artifact, TensorSpec, bytes_of, sha256_of, with_range
+from pipeline.export.artifact import Artifact, TensorSpec, bytes_of, sha256_of
+from pipeline.export.contract import Contract
 from pipeline.export.failure import Failure
 from pipeline.export.formats import Format, format_named
 from pipeline.export.memory import default_limit_mib, resident_mib
@@ -25,6 +26,7 @@ from pipeline.export.staging import move_into, staging_beside
 from pipeline.process import give_back_memory
 from targets.errors import MissingEnvironmentError, PlanishError, VerificationError
 
+NOTHING_KNOWN = Contract()
 _POLL_S = 0.1
 _CODE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +38,7 @@ def export(
     directory: Path,
     channels_last: bool = True,
     input_range: tuple[float, float] | None = None,
+    contract: Contract | None = None,
     timeout_s: float = 900,
     memory_limit_mib: float | None = None,
     log: Path,
@@ -49,7 +52,8 @@ def export(
         format: name in `formats.FORMATS`.
         directory: where the artifact goes; created when missing.
         channels_last: inputs and outputs of rank 4 are NHWC where the format can have them so.
-        input_range: smallest and largest value of the calibration data, recorded with the first input.
+        input_range: smallest and largest value of the calibration data, where no more of the contract is known.
+        contract: what an app must know of input and output; recorded with the artifact, and in it where it can be.
         timeout_s: wall-clock limit of the conversion, seconds.
         memory_limit_mib: limit of the memory that the conversion's processes hold together, MiB; by default 80 % of
             what is available at the start (`memory.SHARE`), and none where that is not known.
@@ -64,13 +68,65 @@ def export(
     """
     row = format_named(format)
     started = time.monotonic()
+    with worked(
+        row,
+        network_pt2,
+        beside=directory,
+        options=["--channels-last"] if channels_last else [],
+        contract=contract or Contract(*(input_range or ())),
+        timeout_s=timeout_s,
+        memory_limit_mib=memory_limit_mib,
+        log=log,
+        progress=progress,
+        stop=stop,
+    ) as (staging, peak_mib):
+        specification = json.loads((staging / worker.SPECIFICATION).read_bytes())
+        staged, beside = staging / row.file, specification["beside"]
+        sha256, size = sha256_of(staged), bytes_of(staged)
+        path = move_into(directory, staged, *(staging / name for name in beside))
+    return Artifact(
+        path,
+        format,
+        sha256,
+        size,
+        row.runtime,
+        specification["runtime_minimum"],
+        tuple(map(TensorSpec.from_json, specification["inputs"])),
+        tuple(map(TensorSpec.from_json, specification["outputs"])),
+        specification["tool_versions"],
+        seconds=time.monotonic() - started,
+        peak_mib=max(peak_mib, specification["peak_mib"]),  # the child's own count has no gaps
+        beside=tuple(beside),
+        delegation=specification["delegation"],
+    )
+
+
+@contextlib.contextmanager
+def worked(
+    format: Format,
+    network_pt2: Path,
+    *,
+    beside: Path,
+    options: Sequence[str] = (),
+    contract: Contract = NOTHING_KNOWN,
+    timeout_s: float,
+    memory_limit_mib: float | None,
+    log: Path,
+    progress: Callable[[str], None] | None,
+    stop: threading.Event | None = None,
+) -> Iterator[tuple[Path, float]]:
+    """Runs `worker` on a saved network; gives the directory with what it wrote, and its peak memory in MiB.
+
+    The directory is on the file system of `beside` and goes when the block ends. Arguments and errors are `export`'s.
+    """
     limits = _Limits(timeout_s, default_limit_mib() if memory_limit_mib is None else memory_limit_mib)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with staging_beside(directory) as (staging, lock), log.open("wb") as captured:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with staging_beside(beside) as (staging, lock), log.open("wb") as captured:
+            (staging / worker.CONTRACT).write_text(json.dumps(contract.to_json()))
             run = _run(
-                _command(row, network_pt2, staging, channels_last),
+                _command(format, network_pt2, staging, options),
                 captured=captured.fileno(),
                 held=lock,
                 limits=limits,
@@ -79,28 +135,10 @@ def export(
             )
             captured.write(f"planish: peak memory {run.peak_mib:.0f} MiB\n".encode())
             if run.status != 0:
-                raise _failure(run, row, limits, network_pt2=network_pt2, staging=staging, log=log)
-            specification = json.loads((staging / worker.SPECIFICATION).read_bytes())
-            staged, beside = staging / row.file, specification["beside"]
-            sha256, size = sha256_of(staged), bytes_of(staged)
-            path = move_into(directory, staged, *(staging / name for name in beside))
+                raise _failure(run, format, limits, network_pt2=network_pt2, staging=staging, log=log)
+            yield staging, run.peak_mib
     except OSError as error:
-        raise _environment_error(error, directory) from error
-    return Artifact(
-        path,
-        format,
-        sha256,
-        size,
-        row.runtime,
-        specification["runtime_minimum"],
-        with_range(list(map(TensorSpec.from_json, specification["inputs"])), input_range),
-        tuple(map(TensorSpec.from_json, specification["outputs"])),
-        specification["tool_versions"],
-        seconds=time.monotonic() - started,
-        peak_mib=max(run.peak_mib, specification["peak_mib"]),  # the child's own count has no gaps
-        beside=tuple(beside),
-        delegation=specification["delegation"],
-    )
+        raise _environment_error(error, beside) from error
 
 
 # --- the child ----------------------------------------------------------------------------------------------------
@@ -119,7 +157,7 @@ class _Run:
     peak_mib: float  # as far as the polls saw it
 
 
-def _command(format: Format, network_pt2: Path, staging: Path, channels_last: bool) -> list[str]:
+def _command(format: Format, network_pt2: Path, staging: Path, options: Sequence[str]) -> list[str]:
     # -P: a file called onnx.py in the directory the user stands in must not be taken for the package.
     return [
         sys.executable,
@@ -129,7 +167,7 @@ def _command(format: Format, network_pt2: Path, staging: Path, channels_last: bo
         format.name,
         str(network_pt2),
         str(staging),
-        *(["--channels-last"] if channels_last else []),
+        *options,
     ]
 
 

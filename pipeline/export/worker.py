@@ -13,7 +13,6 @@ import importlib
 import importlib.metadata
 import json
 import os
-import re
 import resource
 import sys
 import threading
@@ -23,19 +22,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.export.contract import Contract
 from pipeline.export.conversion import Conversion, Request, fixed_at_batch_one
-from pipeline.export.failure import Failure
+from pipeline.export.failure import explain
 from pipeline.export.formats import FORMATS
+from pipeline.export.survey import survey
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 EXIT_FAILED, EXIT_MISSING_PACKAGE, EXIT_NO_ROOM = 1, 69, 73  # the last two are sysexits' EX_UNAVAILABLE, EX_CANTCREAT
 FAILURE_MARK = "planish: failed: "
-SPECIFICATION, FAILURE = "specification.json", "failure.json"
+CONTRACT = "contract.json"
+SPECIFICATION, FAILURE, COVERAGE = "specification.json", "failure.json", "coverage.json"
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REASON_LENGTH = 300
 
 
 def main() -> None:
@@ -44,8 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Started by pipeline.export.child; not meant to be run by hand.")
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("network", type=Path)
-    parser.add_argument("staging", type=Path, help="directory for the artifact, the specification or the failure")
+    parser.add_argument(
+        "staging", type=Path, help="directory with the contract; for the artifact, the coverage or the failure"
+    )
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--dry", action="store_true", help="write what becomes of each operator, no artifact")
     parser.add_argument("--progress-fd", type=int, required=True)
     options = parser.parse_args()
     with os.fdopen(options.progress_fd, "w", buffering=1) as progress:
@@ -60,8 +64,9 @@ class _Export:
 
     def __init__(self, options: argparse.Namespace, progress) -> None:
         self._format, self._network, self._staging = FORMATS[options.format], options.network, options.staging
-        self._request = Request(options.format, options.channels_last)
-        self._progress = progress
+        contract = Contract.from_json(json.loads((options.staging / CONTRACT).read_bytes()))
+        self._request = Request(options.format, options.channels_last, contract)
+        self._dry, self._progress = options.dry, progress
         self._program: ExportedProgram | None = None  # None until the network has been read
 
     def run(self) -> int:
@@ -83,12 +88,16 @@ class _Export:
 
         self._phase("loading the network")
         self._program = fixed_at_batch_one(torch.export.load(self._network))
+        if self._dry:
+            told = survey(self._program, self._format.name, phase=self._phase)
+            write_whole(self._staging / COVERAGE, json.dumps(told.to_json()).encode())
+            return
         conversion = converter(self._program, self._request, self._phase)
         self._phase("writing the artifact")
         _write(self._staging / self._format.file, conversion.content)
         for name, content in conversion.beside.items():
             write_whole(self._staging / name, content)
-        specification = json.dumps(_specification(conversion, versions), indent=1).encode()
+        specification = json.dumps(_specification(conversion, self._request.contract, versions), indent=1).encode()
         write_whole(self._staging / SPECIFICATION, specification)
 
     def _phase(self, name: str) -> None:
@@ -96,29 +105,12 @@ class _Export:
         self._progress.write(name + "\n")
 
     def _tell(self, error: Exception) -> None:
-        """To the parent by a file, to a reader by the log; the exit status must come through even when both are full."""
+        """To the parent by a file, to a reader by the log; the exit status must come through where both are full."""
         with contextlib.suppress(OSError):
             traceback.print_exc()
-            failure = distilled(error, self._program, self._format.name)
+            failure = explain(error, self._program, self._format.name, phase=self._phase)
             print(FAILURE_MARK + failure.sentence, file=sys.stderr, flush=True)
             write_whole(self._staging / FAILURE, json.dumps(failure.to_json()).encode())
-
-
-def distilled(error: Exception, program: ExportedProgram | None, format: str) -> Failure:
-    """What the parent tells the user of `error`; `program` is None where the network could not be read."""
-    return Failure(format, "", (), reason(error), ("replace the operator or layer named above",))
-
-
-def reason(error: BaseException) -> str:
-    """One sentence for a person: the first line of the exception at the root of the chain of causes."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    first_line = next((line for line in str(error).splitlines() if line.strip()), "no message")
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", first_line)
-    plain = re.sub(r"<OpOverload\(op='([\w.:]+)'[^>]*>", r"\1", plain).strip()
-    if len(plain) > _REASON_LENGTH:
-        plain = plain[:_REASON_LENGTH].rsplit(" ", 1)[0] + " …"
-    return f"{type(error).__name__}: {plain}"
 
 
 def out_of_room(error: BaseException | None) -> bool:
@@ -146,11 +138,11 @@ def _write(path: Path, content: bytes | Mapping[str, bytes]) -> None:
         write_whole(path / name, part)
 
 
-def _specification(conversion: Conversion, versions: dict[str, str]) -> dict[str, object]:
+def _specification(conversion: Conversion, contract: Contract, versions: dict[str, str]) -> dict[str, object]:
     return {
         "runtime_minimum": conversion.runtime_minimum,
-        "inputs": [asdict(spec) for spec in conversion.inputs],
-        "outputs": [asdict(spec) for spec in conversion.outputs],
+        "inputs": [asdict(spec) for spec in contract.of_inputs(conversion.inputs)],
+        "outputs": [asdict(spec) for spec in contract.of_outputs(conversion.outputs)],
         "beside": list(conversion.beside),
         "delegation": conversion.delegation,
         "tool_versions": versions,
