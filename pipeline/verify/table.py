@@ -37,7 +37,7 @@ def _headline(name: str, parities: Sequence[Parity]) -> Text:
 
 def _figures(parities: Sequence[Parity], width: int) -> Table:
     """A row a group with the figures of its worst output."""
-    columns = ["level", "inputs", "n", "rel. RMSE", "max abs", "SQNR dB", "cosine", "top-1", "verdict"]
+    columns = ["level", "inputs", "n", "rel.RMSE", "max abs", "SQNR dB", "cosine", "top-1", "verdict"]
     columns = [column for column in columns if width >= _SHED.get(column, 0)]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
@@ -60,7 +60,7 @@ def _notes(parities: Sequence[Parity]) -> list[Text]:
         if (task := parity.task) is not None and parity.level == "host":
             notes.append(
                 Text(
-                    f"top-1 {task.artifact.value_percent:.2f} % of {task.artifact.samples} samples, the network "
+                    f"top-1 {task.artifact.value_percent:.2f} % (n = {task.artifact.samples}), network "
                     f"{task.network.value_percent:.2f} %: {task.difference_points:+.2f} points "
                     f"({task.low_points:+.2f} to {task.high_points:+.2f})"
                 )
@@ -71,13 +71,13 @@ def _notes(parities: Sequence[Parity]) -> list[Text]:
 def _row(group: GroupParity) -> dict[str, str | Text]:
     row: dict[str, str | Text] = {"inputs": group.name, "n": str(group.samples), "verdict": _verdict(group.verdict)}
     if (worst := group.worst) is None:
-        return {**dict.fromkeys(("rel. RMSE", "max abs", "SQNR dB", "cosine", "top-1"), ""), **row}
+        return {**dict.fromkeys(("rel.RMSE", "max abs", "SQNR dB", "cosine", "top-1"), ""), **row}
     agreement = worst.top1_agreement
     return row | {
-        "rel. RMSE": _figure(worst.relative_rmse, ".1e"),
+        "rel.RMSE": _figure(worst.relative_rmse, ".1e"),
         "max abs": _figure(worst.max_abs, ".1e"),
         "SQNR dB": _figure(worst.sqnr_db, ".0f"),
-        "cosine": _figure(worst.cosine, ".6f"),
+        "cosine": _figure(worst.cosine, ".5f"),
         "top-1": "" if agreement is None else f"{agreement:.1%}",
     }
 

@@ -22,7 +22,7 @@ from targets.errors import VerificationError
 from targets.profile import load_profile
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
-FORMATS = ("onnx", "tflite")
+FORMATS = ("onnx", "ort", "tflite", "pte")
 SAMPLES = 64
 emulated = [
     pytest.mark.emulator,
