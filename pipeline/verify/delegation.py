@@ -1,8 +1,8 @@
 """What of an artifact a delegate runs, what falls back, and what it costs to get across.
 
 A runtime says nothing when a delegate leaves an operator behind: the artifact works, and is slow. Here every operator
-that falls back is named with the user's module, partitions are counted, and so are the transposes of activations and the
-bytes that cross. `violations` is the gate of `--strict`.
+that falls back is named with the user's module; partitions, transposes of activations and the bytes that cross are
+counted. `violations` is the gate of `--strict`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import Artifact
-from targets.delegation.placement import Where
+from pipeline.export.formats import FORMATS
+from pipeline.verify.execute import _silent_stderr
+from targets.delegation import READERS
+from targets.delegation.naming import Site, name_modules, plain
+from targets.delegation.onnx import REORDERS, Estimate, estimates, read_onnx
+from targets.delegation.placement import Placed, Placement, Where
 from targets.errors import VerificationError
-from targets.operators import OperatorTime
+from targets.operators import RUNTIME
+from targets.runners.artifact import runtime_version
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
+    from reports.records import OperatorRecord
+    from targets.operators import OperatorTime
+
+_SESSIONS = {"onnx": "onnx", "ort": "onnx", "tflite": "tflite"}  # formats that a runtime here loads, and its name there
 
 
 @dataclass(frozen=True)
@@ -25,17 +34,16 @@ class Fallback:
     """Operators of one kind in one of the user's modules that no delegate takes.
 
     Attributes:
-        kind: as the format calls it.
-        module: the user's; "" is the network itself, or unknown.
-        count: how many of them.
-        reason: why, where the delegate says; else "".
-        milliseconds: of one inference, where operators were timed.
+        kind: as the format calls it: "ATAN2", "aten::atan".
+        module: the user's; "" is the network itself.
+        between: for the network itself, the modules before and after.
+        milliseconds: of one inference, all of them together; None where operators were not timed.
     """
 
     kind: str
     module: str
+    between: tuple[str, str]
     count: int
-    reason: str = ""
     milliseconds: float | None = None
 
 
@@ -51,6 +59,7 @@ class Transposes:
 
     kind: str
     module: str
+    between: tuple[str, str]
     count: int
     where: Where
     asked: bool
@@ -58,30 +67,21 @@ class Transposes:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What another delegate would take, by a table of the operators it knows: no run, no promise."""
-
-    delegate: str
-    partitions: int
-    delegated_nodes: int
-    nodes: int
-    verdict: str
-    source: str
-
-
-@dataclass(frozen=True)
 class Delegation:
-    """One artifact on one target. Counts are None where nothing could be learned; `learned` says so.
+    """One artifact on one target. Figures are None where nothing could be learned; `learned` says why.
 
     Attributes:
-        target: name of the profile, "" for the host.
-        delegate: "XNNPACK", "Vulkan", "Core ML", "CPU".
+        target: name of the profile, "" for this machine.
+        runtime: that placed the operators, with its version; where the file itself says it, the one it is for.
+        delegate: "XNNPACK", "Vulkan", "Core ML", or "CPU" for ONNX Runtime's own kernels.
         learned: how the figures are known, a clause.
         partitions: calls of the delegate in one inference.
-        nodes, delegated_nodes: operators, and those of them that the delegate runs.
+        nodes, delegated_nodes: operators as the artifact has them, and those that the delegate runs; None for a
+            delegate that hides what it holds.
         time_share: of an inference, 0..1, spent in the delegate; None where operators were not timed.
         crossing_bytes: of activations that enter or leave partitions, without the artifact's own inputs and outputs.
         border_bytes: of these.
+        estimates: other delegates, by tables of what they know; nothing was run.
     """
 
     artifact_sha256: str
@@ -102,12 +102,13 @@ class Delegation:
 
     @property
     def known(self) -> bool:
+        """Whether there are figures at all."""
         return self.partitions is not None
 
     @property
     def node_share(self) -> float | None:
         """Share of the operators that the delegate runs, 0..1."""
-        return self.delegated_nodes / self.nodes if self.nodes else None
+        return self.delegated_nodes / self.nodes if self.nodes and self.delegated_nodes is not None else None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,20 +116,29 @@ class Delegation:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Delegation:
         """The inverse of `to_json`."""
-        transposes = tuple(Transposes(**{**row, "shape": tuple(row["shape"])}) for row in data["transposes"])
+        fallbacks = (Fallback(**{**row, "between": tuple(row["between"])}) for row in data["fallbacks"])
+        transposes = (
+            Transposes(**{**row, "between": tuple(row["between"]), "shape": tuple(row["shape"])})
+            for row in data["transposes"]
+        )
+        estimated = (Estimate(**{**row, "unsupported": tuple(row["unsupported"])}) for row in data["estimates"])
         return cls(
             **{
                 **data,
-                "fallbacks": tuple(Fallback(**row) for row in data["fallbacks"]),
-                "transposes": transposes,
-                "estimates": tuple(Estimate(**row) for row in data["estimates"]),
+                "fallbacks": tuple(fallbacks),
+                "transposes": tuple(transposes),
+                "estimates": tuple(estimated),
             }
         )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What `--strict` lets pass."""
+    """What `--strict` lets pass.
+
+    Transposes count where the network does not ask for them itself, and at the border in formats whose border could
+    have been channels-last.
+    """
 
     partitions: int = 1
     fallbacks: int = 0
@@ -139,30 +149,150 @@ def delegation(
     artifact: Artifact,
     *,
     target: str = "",
-    program: ExportedProgram | None = None,
-    times: Sequence[OperatorTime] = (),
+    sites: Sequence[Site] = (),
+    times: Sequence[OperatorTime | OperatorRecord] = (),
 ) -> Delegation:
     """What of `artifact` is delegated on `target`.
 
+    Delegates of a CPU decide by operators, types and shapes, not by the core, so this machine's runtime answers for the
+    emulated phone, too, which has the same release of it.
+
     Args:
-        program: the network as exported, whose modules name the artifact's operators.
+        sites: operators of the network, as `pipeline.verify.sites.sites` gives them, that name the artifact's.
         times: of an inference of this very artifact on an emulated target; without them no share of time is told.
+
+    Raises:
+        VerificationError: `ARTIFACT_CHANGED`; `DELEGATION_UNREAD` when the runtime does not take the file.
     """
-    raise NotImplementedError
+    artifact.require_unchanged()
+    reader = READERS.get(artifact.format)
+    told = {"artifact_sha256": artifact.sha256, "format": artifact.format, "target": target}
+    if reader is None:
+        why = FORMATS[artifact.format].why_not
+        return Delegation(
+            **told, runtime=artifact.runtime, delegate=FORMATS[artifact.format].title, learned=f"not run here: {why}"
+        )
+    try:
+        with _silent_stderr():
+            blocked = reader is read_onnx and any(row.kind in REORDERS for row in times)
+            placement = read_onnx(artifact.path, blocked=True) if blocked else reader(artifact.path)
+            estimated = estimates(artifact.path) if artifact.format == "onnx" else ()
+    except (ValueError, RuntimeError) as error:
+        raise VerificationError(
+            f"What of the {artifact.format} artifact is delegated cannot be told.",
+            where=str(artifact.path),
+            why=str(error),
+            fix="export it again; if that does not help, choose another format.",
+            code="DELEGATION_UNREAD",
+        ) from error
+    placement = name_modules(placement, sites)
+    session = _SESSIONS.get(artifact.format)
+    crossing, border = placement.crossing()
+    return Delegation(
+        **told,
+        runtime=runtime_version(session) if session else artifact.runtime,
+        delegate=placement.delegate,
+        learned=placement.learned,
+        partitions=placement.partitions,
+        nodes=None if placement.opaque else len(placement.operators),
+        delegated_nodes=None if placement.opaque else len(placement.operators) - len(placement.fallbacks),
+        time_share=_time_share(placement, times),
+        fallbacks=_fallbacks(placement, times),
+        transposes=_transposes(placement),
+        crossing_bytes=crossing,
+        border_bytes=border,
+        estimates=estimated,
+    )
+
+
+def _fallbacks(placement: Placement, times: Sequence[OperatorTime | OperatorRecord]) -> tuple[Fallback, ...]:
+    """Grouped, in the order of the first of each group."""
+    groups: dict[tuple[str, str, tuple[str, str]], list[float | None]] = {}
+    for operator, milliseconds in zip(placement.fallbacks, _milliseconds(placement.fallbacks, times)):
+        groups.setdefault(_place(operator), []).append(milliseconds)
+    return tuple(Fallback(*of, len(each), None if None in each else sum(each)) for of, each in groups.items())
+
+
+def _place(operator: Placed) -> tuple[str, str, tuple[str, str]]:
+    """Kind, module, and what it stands between where that is the network itself."""
+    return operator.kind, operator.module, ("", "") if operator.module else operator.between
+
+
+def _milliseconds(operators: Sequence[Placed], times: Sequence[OperatorTime | OperatorRecord]) -> list[float | None]:
+    """Of each operator: the runtime keeps the order of those of one kind. None where it ran another number of them."""
+    found: list[float | None] = [None] * len(operators)
+    for kind in dict.fromkeys(plain(operator.kind) for operator in operators):
+        mine = [index for index, operator in enumerate(operators) if plain(operator.kind) == kind]
+        rows = [row for row in times if plain(row.kind) == kind]
+        if len(rows) == len(mine):
+            for index, row in zip(mine, rows):
+                found[index] = row.milliseconds
+    return found
+
+
+def _time_share(placement: Placement, times: Sequence[OperatorTime | OperatorRecord]) -> float | None:
+    """Of all operators that are neither the runtime's own kernels nor its work between them."""
+    if not times:
+        return None
+    own = {plain(operator.kind) for operator in placement.fallbacks} | {RUNTIME}
+    return sum(row.share for row in times if plain(row.kind) not in own)
+
+
+def _transposes(placement: Placement) -> tuple[Transposes, ...]:
+    moving = [operator for operator in placement.operators if operator.moves]
+    groups: dict[tuple[tuple[str, str, tuple[str, str]], Where, bool], list[Placed]] = {}
+    for operator in moving:
+        groups.setdefault((_place(operator), placement.where(operator), operator.asked), []).append(operator)
+    return tuple(
+        Transposes(*place, len(each), where, asked, each[0].out_shapes[0])
+        for (place, where, asked), each in groups.items()
+    )
 
 
 def violations(delegation: Delegation, limits: Limits = Limits()) -> tuple[str, ...]:
-    """A sentence for each thing that `limits` do not let pass; empty when nothing is known."""
-    raise NotImplementedError
+    """A sentence for each thing that `limits` do not let pass; none where nothing is known."""
+    if not delegation.known:
+        return ()
+    found = []
+    if sum(each.count for each in delegation.fallbacks) > limits.fallbacks:
+        found += [f"{_counted(each)} is not taken by {delegation.delegate}." for each in delegation.fallbacks]
+    if delegation.partitions > limits.partitions:
+        found.append(
+            f"{delegation.delegate} is called {delegation.partitions} times an inference; the limit is "
+            f"{limits.partitions}."
+        )
+    avoidable = [each for each in delegation.transposes if _avoidable(each, delegation.format)]
+    if sum(each.count for each in avoidable) > limits.transposes:
+        found += [
+            f"{_counted(each)} moves an activation of {'×'.join(map(str, each.shape))}"
+            f"{' at the border' if each.where == 'border' else ''}."
+            for each in avoidable
+        ]
+    return tuple(found)
+
+
+def _avoidable(transposes: Transposes, format: str) -> bool:
+    return not transposes.asked and (transposes.where == "inside" or FORMATS[format].channels_last)
+
+
+def _counted(operators: Fallback | Transposes) -> str:
+    """ "ATAN2 in 'stem.odd'", "ADD (2 times) between 'stem' and 'head'"."""
+    before, after = (f"'{name}'" if name else "" for name in operators.between)
+    place = f"in '{operators.module}'" if operators.module else "in the network itself"
+    if before or after:
+        place = (
+            f"between {before} and {after}" if before and after else f"behind {before}" if before else f"before {after}"
+        )
+    return f"{operators.kind}{f' ({operators.count} times)' if operators.count > 1 else ''} {place}"
 
 
 def require_strict(delegation: Delegation, artifact: Artifact, limits: Limits = Limits()) -> None:
     """Raises VerificationError `NOT_DELEGATED` when there are violations."""
     if found := violations(delegation, limits):
         raise VerificationError(
-            f"The {artifact.format} artifact is not delegated as a whole.",
+            f"The {artifact.format} artifact is not one delegated whole.",
             where=str(artifact.path),
             why=" ".join(found),
-            fix="replace the operator in the network, choose another format, or go without --strict.",
+            fix="replace what is named in the network, choose another format, or go without --strict.",
             code="NOT_DELEGATED",
         )

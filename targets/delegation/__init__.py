@@ -1,7 +1,6 @@
 """Who runs the operators of an artifact, as its own runtime or its own file tells.
 
-The readers stand in this room since they need a runtime or a file and no torch; the emulated target and the host are told
-by the same ones.
+The readers stand in this room since they need a runtime or a file and no torch.
 """
 
 from __future__ import annotations

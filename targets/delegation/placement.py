@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -27,6 +27,7 @@ class Placed:
         inputs, outputs: names of the activations it reads and writes; constants are left out.
         in_shapes, out_shapes: of all operands, constants too; empty where the file does not tell.
         module: the user's, "" where unknown or the network itself.
+        between: the nearest known modules before and after it.
         moves: whether it only moves an activation to another order of its axes.
         views: whether its result is its operand in the same order, maybe of another shape, type or scale.
         asked: whether the network itself permutes there; False where a converter or a runtime may have put it in.
@@ -39,6 +40,7 @@ class Placed:
     in_shapes: tuple[Shape, ...] = ()
     out_shapes: tuple[Shape, ...] = ()
     module: str = ""
+    between: tuple[str, str] = ("", "")
     moves: bool = False
     views: bool = False
     asked: bool = False
@@ -124,11 +126,6 @@ class Placement:
             return True
         readers = self._readers.get(name, [])
         return bool(readers) and all(reader.views and all(map(self._to_output, reader.outputs)) for reader in readers)
-
-    def told(self, changes: Mapping[int, Mapping[str, object]]) -> Placement:
-        """The same with other fields (module, asked) at some operators, by index."""
-        operators = (replace(each, **changes.get(index, {})) for index, each in enumerate(self.operators))
-        return replace(self, operators=tuple(operators))
 
 
 def moves_data(shape: Shape, order: Sequence[int]) -> bool:

@@ -1,7 +1,7 @@
 """What LiteRT's interpreter hands to its XNNPACK delegate.
 
-Once its tensors are allocated, the interpreter keeps the file's operators and lists behind them one more for each call of
-a delegate, with the tensors that enter and leave it. All that lies between the two is the delegate's. Nothing is run.
+Once its tensors are allocated, the interpreter keeps the file's operators and lists behind them one more for each call
+of a delegate, with the tensors that enter and leave it. All that lies between the two is the delegate's.
 """
 
 from __future__ import annotations

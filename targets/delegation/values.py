@@ -1,7 +1,7 @@
 """The values of an ExecuTorch program, or of a graph of Vulkan's, and the operators that are called on them.
 
-A call lists all it reads and writes as indices of values, in an order that each operator has its own: what no call before
-it wrote is what it writes.
+A call lists all it reads and writes as indices of values, in an order that each operator has of its own: what no call
+before it wrote is what it writes.
 """
 
 from __future__ import annotations
