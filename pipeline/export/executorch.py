@@ -33,19 +33,21 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
     """`program` at batch 1 to ExecuTorch, whose tensors have numbers and no names: `input_0`, … to `output_0`, …."""
     from executorch.exir import to_edge_transform_and_lower
 
+    signature = program.graph_signature
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op != "output"}
+    inputs, outputs = ([values[name] for name in names] for names in (signature.user_inputs, signature.user_outputs))
+    keep_pooled_dimensions(program)
     with _PARTITIONERS[request.format]() as partitioner:
         phase("lowering to ExecuTorch")
         edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
     lowered = edge.exported_program()
     phase("planning memory")
     executorch = edge.to_executorch()
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op != "output"}
-    signature = program.graph_signature
     return Conversion(
         executorch.buffer,
         importlib.metadata.version("executorch"),
-        _specifications("input", [values[name] for name in signature.user_inputs]),
-        _specifications("output", [values[name] for name in signature.user_outputs]),
+        _specifications("input", inputs),
+        _specifications("output", outputs),
         delegation=facts(lowered, executorch.exported_program()),
     )
 
@@ -60,6 +62,30 @@ def _specifications(kind: str, values: list[Any]) -> tuple[TensorSpec, ...]:
         )
         for index, value in enumerate(values)
     )
+
+
+def keep_pooled_dimensions(program: ExportedProgram) -> None:
+    """Splits `x.mean((2, 3))` into a mean that keeps both dimensions and a reshape, in place.
+
+    The values are the same. XNNPACK and Vulkan take the mean only with its dimensions kept; without, a global pooling
+    would be left to a plain kernel between two partitions, in nearly every classifier.
+    """
+    import torch
+
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.aten.mean.dim or any(user.op == "output" for user in node.users):
+            continue
+        pooled, dimensions, keep, *_ = (*node.args, False)
+        value, before = node.meta["val"], pooled.meta["val"]
+        if keep or before.ndim != 4 or sorted(axis % 4 for axis in dimensions) != [2, 3] or node.kwargs:
+            continue
+        with program.graph.inserting_after(node):
+            flat = program.graph.call_function(torch.ops.aten.view.default, (node, list(value.shape)))
+        node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
+        node.args = (pooled, dimensions, True)
+        flat.meta = {**node.meta}
+        node.meta["val"] = value.view(*value.shape, 1, 1)
+    program.graph_module.recompile()
 
 
 # --- delegates ----------------------------------------------------------------------------------------------------
