@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from pipeline.model.network import Network
 
-_PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
+PRODUCTS = (nn.Linear, nn.modules.conv._ConvNd)
 _MOVING = set(
     "view reshape flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone alias detach slice "
     "select narrow split split_with_sizes chunk unbind getitem cat stack roll".split()
@@ -30,7 +30,7 @@ class Blocks:
     def __init__(self, network: Network) -> None:
         self._network = network
         layers = network.layers()
-        self._containers = _containers(layers, [name for name, layer in layers.items() if isinstance(layer, _PRODUCTS)])
+        self._containers = _containers(layers, [name for name, layer in layers.items() if isinstance(layer, PRODUCTS)])
         self._order = {node: index for index, node in enumerate(network.graph.graph.nodes)}
         self._names: dict[fx.Node, str] = {}
         taken = set(layers)

@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from pipeline.model.network import Network
+from pipeline.verify.blocks import PRODUCTS
 from pipeline.verify.tapped import Values
 
 EQUAL = 1e-4  # relative RMSE; rounding in another order of summation stays two orders of magnitude below
@@ -247,7 +248,11 @@ class Correspondence:
         ]
 
     def _confirmed(self, node: fx.Node, tensor: int, laid: Tensor) -> bool:
-        """Whether the network, going on from this value, computes another value of the artifact."""
+        """Whether the network, going on from this value, computes another value of the artifact.
+
+        That says something once weights or a value found before had a part in it: the ReLU of any value is likely to be
+        found, and so is the norm of any. At an output it says something in any case.
+        """
         trial = [dict(known) for known in self._known]
         for known, value in zip(trial, laid):
             known[node] = value
@@ -257,19 +262,29 @@ class Correspondence:
             for index in range(tensor + 1, len(self._tensors))
             if index not in taken and not _same_numbers(self._prints[index], self._prints[tensor])
         ]
-        changed = {node}
+        changed, telling = {node}, set()
         for behind in self._nodes[self._order[node] + 1 :]:
             if behind in self.found or changed.isdisjoint(behind.all_input_nodes):
                 continue
             for known in trial:
                 known[behind] = self._compute(behind, known)
             changed.add(behind)
+            sources = behind.all_input_nodes
+            if self._multiplies(behind) or not telling.isdisjoint(sources) or any(s in self.found for s in sources):
+                telling.add(behind)
             computed = self._stacked(behind, trial)
-            if computed is not None and self._equal(computed, others) is not None:
+            if computed is None:
+                continue
+            if behind in telling and self._equal(computed, others) is not None:
+                return True
+            if behind in self._outputs and self._equal(computed, [self._outputs[behind]]) is not None:
                 return True
             if len(changed) > _FURTHER:
                 return False
         return False
+
+    def _multiplies(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self._graph.get_submodule(str(node.target)), PRODUCTS)
 
     def _behind_clamps(self, node: fx.Node, laid: Tensor, suspects: list[fx.Node]) -> tuple[fx.Node, Tensor]:
         """The last node that leaves the value as it is: what a ReLU gave could pass for what it was given."""

@@ -6,17 +6,22 @@ a value keeps the runtime from fusing across it: what ONNX Runtime fuses only at
 
 from __future__ import annotations
 
+import graphlib
+import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pipeline.export.artifact import Artifact
+from pipeline.verify import tapped_program
 from pipeline.verify.execute import to_layout
-from targets.runners.artifact import open_artifact
+from targets.errors import VerificationError
+from targets.runners.artifact import ArtifactError, open_artifact
 
 
 @dataclass(frozen=True)
@@ -35,89 +40,122 @@ class Values:
 
 @dataclass(frozen=True)
 class Tap:
-    """A value in the file: where the copy's outputs have it, and what its integers stand for.
+    """A value in the file.
 
     Attributes:
         position: among the copy's outputs.
-        scale, zero_point: of a quantised value; real = (stored - zero_point) * scale.
+        quantization: scale and zero point where integers stand for real = (stored - zero point) * scale.
     """
 
     position: int
-    scale: float = 1.0
-    zero_point: int = 0
+    quantization: tuple[float, int] | None = None
 
 
 def interior(artifact: Artifact, samples: np.ndarray) -> Values:
-    """Every value that `artifact` computes on `samples` [N, ...], which are in the network's layout."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / artifact.path.name
-        taps, outputs = _TAPPERS[artifact.format](artifact.path, copy)
-        runtime = open_artifact(copy, artifact.format)
-        fed = np.ascontiguousarray(to_layout(samples, artifact.inputs[0]), dtype=artifact.inputs[0].dtype)
-        rows: list[list[np.ndarray]] = [[] for _ in taps]
-        for index in range(len(fed)):
-            runtime.feed([fed[index : index + 1]])
-            runtime.invoke()
-            found = list(runtime.outputs().values())
-            for row, tap in zip(rows, taps, strict=True):
-                row.append(_real(found[tap.position], tap))
-    return Values(tuple(map(np.stack, rows)), tuple(outputs))
+    """Every value that `artifact` computes on `samples` [N, ...], which are in the network's layout.
+
+    Raises:
+        VerificationError: `RUN_FAILED` when the copy cannot be made, or the runtime refuses it.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / artifact.path.name
+            taps, outputs = _TAPPERS[artifact.format](artifact.path, copy)
+            runtime = open_artifact(copy, artifact.format)
+            fed = np.ascontiguousarray(to_layout(samples, artifact.inputs[0]), dtype=artifact.inputs[0].dtype)
+            rows = [_run(runtime, fed[index : index + 1], taps) for index in range(len(fed))]
+    except (ArtifactError, RuntimeError, ValueError) as error:
+        raise VerificationError(
+            f"The values inside the {artifact.format} artifact cannot be looked at.",
+            where=str(artifact.path),
+            why=str(error),
+            fix="export it again; if that does not help, compare the outputs of smaller parts of the network.",
+            code="RUN_FAILED",
+        ) from error
+    kept = [index for index, value in enumerate(rows[0]) if value is not None]
+    return Values(
+        tuple(np.stack([row[index] for row in rows]) for index in kept), tuple(kept.index(index) for index in outputs)
+    )
 
 
-def can_look_into(artifact: Artifact) -> bool:
-    return artifact.format in _TAPPERS
+def _run(runtime: Any, sample: np.ndarray, taps: Sequence[Tap]) -> list[np.ndarray | None]:
+    """The values as real numbers; None for those that stand for none: shapes, indices, masks."""
+    runtime.feed([sample])
+    runtime.invoke()
+    found = list(runtime.outputs().values())
+    return [_real(found[tap.position], tap) for tap in taps]
 
 
-def _real(stored: np.ndarray, tap: Tap) -> np.ndarray:
-    return ((stored.astype(np.float32) - tap.zero_point) * np.float32(tap.scale)).astype(np.float32)
+def _real(stored: np.ndarray, tap: Tap) -> np.ndarray | None:
+    if tap.quantization is not None:
+        scale, zero_point = tap.quantization
+        return (stored.astype(np.float32) - zero_point) * np.float32(scale)
+    return stored.astype(np.float32) if np.issubdtype(stored.dtype, np.floating) else None
 
 
-def _tap_onnx(path: Path, copy: Path) -> tuple[list[Tap], list[int]]:
+Tapped = tuple[list[Tap], list[int]]
+
+
+def _tap_onnx(path: Path, copy: Path) -> Tapped:
     import onnx
 
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     graph = model.graph
     known = {value.name: value for value in (*graph.value_info, *graph.output)}
-    computed = [name for node in graph.node for name in node.output if name in known and _is_float(known[name])]
+    computed = [name for node in graph.node for name in node.output if name in known]
     own = [value.name for value in graph.output]
     graph.output.extend(known[name] for name in computed if name not in own)
     onnx.save(model, copy)
-    positions = {value.name: position for position, value in enumerate(graph.output)}
-    return [Tap(positions[name]) for name in computed], [computed.index(name) for name in own]
+    return _taps(computed, [value.name for value in graph.output], own)
 
 
-def _is_float(value: Any) -> bool:
-    import onnx
+def _tap_ort(path: Path, copy: Path) -> Tapped:
+    """The file is a flatbuffer whose graph refers to the list of its outputs' names: a longer one goes to the end."""
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
-    return value.type.tensor_type.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    data = bytearray(path.read_bytes())
+    graph = InferenceSession.GetRootAs(data, 0).Model().Graph()
+    nodes = [graph.Nodes(index) for index in range(graph.NodesLength())]
+    made_by = {node.Outputs(index): node for node in nodes for index in range(node.OutputsLength())}
+    order = graphlib.TopologicalSorter(
+        {
+            name: [node.Inputs(index) for index in range(node.InputsLength()) if node.Inputs(index) in made_by]
+            for name, node in made_by.items()
+        }
+    )
+    computed = [name for name in order.static_order() if name]
+    own = [graph.Outputs(index) for index in range(graph.OutputsLength())]
+    names = own + [name for name in computed if name not in own]
+    field = graph._tab.Pos + graph._tab.Offset(16)  # `outputs` of table Graph
+    data += bytes(-len(data) % 4)
+    struct.pack_into("<I", data, field, len(data) - field)
+    strings, start = bytearray(), 4 * len(names)
+    offsets = []
+    for index, name in enumerate(names):
+        offsets.append(start + len(strings) - 4 * index)  # from where the offset itself stands
+        strings += struct.pack("<I", len(name)) + name + b"\0"
+        strings += bytes(-len(strings) % 4)
+    copy.write_bytes(data + struct.pack(f"<{1 + len(names)}I", len(names), *offsets) + strings)
+    return _taps(computed, names, own)
 
 
-def _tap_tflite(path: Path, copy: Path) -> tuple[list[Tap], list[int]]:
+def _tap_tflite(path: Path, copy: Path) -> Tapped:
     import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.schema_py_generated import ModelT
 
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    model = ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     graph = model.subgraphs[0]
-    real = {schema.TensorType.FLOAT32, schema.TensorType.FLOAT16}
-    stored = {schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT16}
-    scales = {index: _scale(tensor) for index, tensor in enumerate(graph.tensors)}
-    computed = [
-        int(index)
-        for operator in graph.operators
-        for index in operator.outputs
-        if graph.tensors[index].type in real or (graph.tensors[index].type in stored and scales[index])
-    ]
-    own = [int(index) for index in graph.outputs]
-    outputs = own + [index for index in computed if index not in own]
+    computed = [int(tensor) for operator in graph.operators for tensor in operator.outputs]
+    own = [int(tensor) for tensor in graph.outputs]
+    outputs = own + [tensor for tensor in computed if tensor not in own]
     graph.outputs = np.array(outputs, np.int32)
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     copy.write_bytes(builder.Output())
-    taps = [Tap(outputs.index(index), *(scales[index] or ())) for index in computed]
-    return taps, [computed.index(index) for index in own]
+    return _taps(computed, outputs, own, {tensor: _quantization(graph.tensors[tensor]) for tensor in computed})
 
 
-def _scale(tensor: Any) -> tuple[float, int] | None:
+def _quantization(tensor: Any) -> tuple[float, int] | None:
     """Scale and zero point of a value quantised as a whole."""
     quantization = tensor.quantization
     if quantization is None or quantization.scale is None or len(quantization.scale) != 1:
@@ -125,4 +163,27 @@ def _scale(tensor: Any) -> tuple[float, int] | None:
     return float(quantization.scale[0]), int(quantization.zeroPoint[0])
 
 
-_TAPPERS: dict[str, Callable[[Path, Path], tuple[list[Tap], list[int]]]] = {"onnx": _tap_onnx, "tflite": _tap_tflite}
+def _tap_program(path: Path, copy: Path) -> Tapped:
+    return _taps(*tapped_program.tap(path, copy))
+
+
+Name = TypeVar("Name", bytes, str, int)
+
+
+def _taps(
+    computed: Sequence[Name],
+    outputs: Sequence[Name],
+    own: Sequence[Name],
+    quantized: Mapping[Name, tuple[float, int] | None] = MappingProxyType({}),
+) -> Tapped:
+    """Args: what the file computes, in order; the outputs of the copy; the file's own outputs; how they are stored."""
+    position = {name: index for index, name in enumerate(outputs)}
+    return [Tap(position[name], quantized.get(name)) for name in computed], [computed.index(name) for name in own]
+
+
+_TAPPERS: dict[str, Callable[[Path, Path], Tapped]] = {
+    "onnx": _tap_onnx,
+    "ort": _tap_ort,
+    "tflite": _tap_tflite,
+    "pte": _tap_program,
+}
