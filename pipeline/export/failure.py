@@ -11,7 +11,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +34,14 @@ _NODES = (  # a node's name and its operator, as fx prints a graph's code and a 
     re.compile(r"%(\w+) : .*?call_function\[target=torch\.ops\.([\w.]+)\]"),
 )
 _BARE = re.compile(r"(?:fx node \w+, kind |\bnode \w+ \(|Torch `)(\w+(?:\.\w+)?)")  # as coremltools speaks of operators
+# What the operators of TFLite's other dialect, which its runtime may lack, come from.
+_FROM_STABLEHLO = {
+    "SORT": ("topk", "sort", "argsort", "kthvalue", "median"),
+    "SCATTER": ("scatter", "scatter_add", "index_put", "index_add"),
+    "GATHER": ("gather", "index", "take_along_dim"),
+    "REDUCE_WINDOW": ("max_pool2d", "avg_pool2d", "cumsum", "cumprod"),
+    "RNG_BIT_GENERATOR": ("rand", "randn", "rand_like", "randn_like", "bernoulli", "multinomial"),
+}
 _ENDS = (
     *("While executing %", "Original traceback:", "stack trace:", "See https://", "There are a few things to try"),
     *("You can proceed with", "Use tlparse", "Details:", "The error occurred while tracing"),
@@ -98,12 +106,15 @@ class Failure:
     def error(self, title: str, *, network: str, log: str) -> VerificationError:
         """The four lines, `EXPORT_FAILED`; `title` is the format's, `network` stands where no place is known."""
         what = f"The operator {self.operator} cannot be exported to {title}." if self.operator else ""
+        elsewhere = ["ask `planish inspect` with other formats which takes it"] if self.operator else []
         more = f", and {len(self.places) - 1} more" if len(self.places) > 1 else ""
         return VerificationError(
             what or f"The network could not be exported to {title}.",
             where=f"{self.places[0]}{more}" if self.places else network,
-            why=self.sentence,
-            fix="; or ".join([*self.remedies, f"read {log} for the converter's own words"]) + ".",
+            why=f"the network converts up to it and not with it: {self.sentence}"
+            if self.found == "in place"
+            else self.sentence,
+            fix="; or ".join([*self.remedies, *elsewhere, f"read {log} for the converter's own words"]) + ".",
             code="EXPORT_FAILED",
         )
 
@@ -138,11 +149,23 @@ def explain(
     except Exception:  # torch's passes and the converters fail in many ways; the sentence stands by itself
         traceback.print_exc()
         return failure
+    return blamed(replace(failure, sentence=sentence), nodes, found)
+
+
+def blamed(failure: Failure, nodes: Sequence[Node], found: Found) -> Failure:
+    """`failure` with the operator of `nodes` to blame; as it is where there are none."""
     if not nodes:
         return failure
-    operator = str(nodes[0].target)
+    operator = short_name(str(nodes[0].target))
     places = tuple(dict.fromkeys(place(node) for node in nodes))
-    return Failure(format, operator.removesuffix(".default"), places, sentence, remedies(operator, sentence), found)
+    return replace(
+        failure, operator=operator, places=places, remedies=remedies(operator, failure.sentence), found=found
+    )
+
+
+def short_name(operator: str) -> str:
+    """`aten.roll` for `aten.roll.default`; other overloads keep their names."""
+    return operator.removesuffix(".default")
 
 
 def _searched(program: ExportedProgram, lower: Lower, sentence: str, deadline: float) -> tuple[list[Node], Found, str]:
@@ -210,6 +233,8 @@ def _named(texts: Sequence[str], program: ExportedProgram) -> list[Node]:
         claims += [match.groups() for pattern in _NODES for match in list(pattern.finditer(text))[-1:]]
         claims += [("", name.replace("::", ".")) for name in anywhere.findall(text.partition("While executing")[0])]
         claims += [("", f"aten.{name}") for name in _BARE.findall(text)]
+        for dialect in re.findall(r"STABLEHLO_(\w+)", text):
+            claims += [("", f"aten.{name}") for name in _FROM_STABLEHLO.get(dialect, ())]
     claims = list(dict.fromkeys(claims))
     for table in _TABLES:
         derived = table(program) if claims else program
@@ -252,7 +277,7 @@ def place(node: Node) -> Place:
     stack = [(path, str(kind)) for path, kind in (node.meta.get("nn_module_stack") or {}).values() if path or kind]
     path, kind = stack[-1] if stack else ("", "")
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    mine = [(file, line) for file, line in frames if "site-packages" not in file]
+    mine = [(file, line) for file, line in frames if "site-packages" not in file and not file.startswith("<")]
     own = "" if kind.startswith("torch.export.") else kind.rpartition(".")[2]
     return Place(re.sub(r"@\d+", "", path), own, "{}:{}".format(*mine[-1]) if mine else "")
 

@@ -13,6 +13,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.conversion import Request
@@ -40,6 +41,11 @@ class Kind:
     operator: str
     nodes: tuple[Node, ...]
 
+    @property
+    def results(self) -> int:
+        """How many outputs it has in `side_by_side`."""
+        return len(_read(self.nodes[0])) or 1
+
 
 def kinds(program: ExportedProgram) -> list[Kind]:
     """The operators that compute tensors, by name, constants among their arguments, ranks and types.
@@ -55,8 +61,8 @@ def kinds(program: ExportedProgram) -> list[Kind]:
     return [Kind(str(nodes[0].target), tuple(nodes)) for nodes in found.values()]
 
 
-def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> tuple[ExportedProgram, list[int]]:
-    """A program of one call of each kind, and how many outputs each has, in their order.
+def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> ExportedProgram:
+    """A program of one call of each kind; `Kind.results` outputs each, in their order.
 
     Weights are the network's own, every other tensor is an input. What an operator writes over is a copy.
 
@@ -70,10 +76,10 @@ def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> tuple[Exported
     root, graph = nn.Module(), fx.Graph()
     examples: list[Tensor] = []
     results: list[Node] = []
-    counts = []
     for kind in of:
         call = kind.nodes[0]
 
+        @cache  # x * x is one input twice
         def argument(node: Node, writes: bool = _writes(call)) -> Node:
             value = constants.get(node.name, node.meta.get("val"))
             if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
@@ -91,10 +97,9 @@ def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> tuple[Exported
         read = _read(call)
         outputs = [graph.call_function(operator.getitem, (new, index)) for index in read] if read else [new]
         results += outputs
-        counts.append(len(outputs))
     graph.output(tuple(results))
     with torch.no_grad():
-        return torch.export.export(fx.GraphModule(root, graph).eval(), tuple(examples)), counts
+        return torch.export.export(fx.GraphModule(root, graph).eval(), tuple(examples))
 
 
 def attempts(
@@ -110,7 +115,7 @@ def attempts(
     while groups and groups[-1] and time.monotonic() < deadline:
         group = groups.pop()
         try:
-            yield group, lower(side_by_side(group, program)[0])
+            yield group, lower(side_by_side(group, program))
         except Exception as error:  # whatever a converter raises is a refusal
             half = len(group) // 2
             if half:

@@ -1,36 +1,30 @@
 """What a converter makes of each kind of operator of a network: the dry lowering, on the child's side.
 
 Two conversions say it. The network as a whole goes through the converter: that is the answer to whether it can be
-exported at all. Then one call of each kind of operator goes through it side by side (`lowering`), none joined to another,
-so that what came out of each can be followed from its outputs back to its inputs. Where the converter refuses that
-program, it is halved until the kinds it refuses are known.
+exported at all. Then one call of each kind of operator goes through it side by side (`lowering`), none joined to
+another, so that what came out of each can be followed from its outputs back to its inputs. Where the converter refuses
+that program, it is halved until the kinds it refuses are known.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.export.failure import Failure, Place, clean, explain, place, root_of
-from pipeline.export.formats import FORMATS
-from pipeline.export.lowering import Kind, attempts, kinds, lowering, side_by_side
-from targets.delegation.placement import Placed
+from pipeline.export.failure import Failure, Place, blamed, clean, explain, place, root_of, short_name
+from pipeline.export.lowering import Kind, attempts, first_refused, kinds, lowering
+from pipeline.export.traced import Branch, Traced, traced
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from pipeline.export.conversion import Conversion
-
-Verdict = Literal["native", "decomposed", "fallback", "unsupported", "not known"]
-ORDER: tuple[Verdict, ...] = ("unsupported", "fallback", "not known", "decomposed", "native")
-SHARE, LEAST_S = 1.0, 60.0  # the search for refused kinds may take the time of one conversion, or this
-
-_LAYOUT = {"TRANSPOSE", "Transpose", "XNNStaticTranspose", "transpose", "permute"}
+Verdict = Literal["native", "decomposed", "fallback", "converted", "unsupported", "not known"]
+ORDER: tuple[Verdict, ...] = ("unsupported", "not known", "fallback", "converted", "decomposed", "native")
+LEAST_S = 60.0  # the search for refused kinds may take as long as the conversion of the network, and at least this
+APART = {"ort": "onnx"}  # an ORT file holds the same graph; ONNX's is read more easily
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,8 @@ class OperatorCoverage:
         operator: `aten.roll`.
         count: calls of it in the network.
         verdict: native (one operator of the format, or none), decomposed (several), fallback (converted, but not all of
-            it is run by the delegate), unsupported, or not known: it cannot stand by itself, or time ran out.
+            it is run by the delegate), unsupported; converted (in this network, but what became of it could not be
+            followed), or not known (it cannot stand by itself, or time ran out).
         becomes: what it turns into, in the format's words; of a fallback what is left to the runtime's own kernels.
         places: where it stands in the user's model, for anything not native.
         reason: the converter's sentence where it is unsupported.
@@ -97,48 +92,88 @@ class Coverage:
 
 
 def survey(program: ExportedProgram, format: str, *, phase: Callable[[str], None]) -> Coverage:
-    """What the converter to `format` makes of `program`, at batch 1 and of fixed shapes."""
+    """What the converter to `format` makes of `program`, whose shapes are fixed."""
     started = time.monotonic()
-    lower = lowering(format)
+    lower, every = lowering(format), kinds(program)
     phase("converting the network as a whole")
-    whole: Conversion | None = None
+    whole: Traced | None = None
     failure: Failure | None = None
     try:
-        whole = lower(program)
+        whole = traced(lower(program), format)
     except Exception as error:  # whatever a converter raises is the answer
+        traceback.print_exc()
         failure = explain(error, program, format, seconds=0)
-    took = time.monotonic() - started
-    every = kinds(program)
-    fates: dict[str, OperatorCoverage] = {}
-    rows: list[OperatorCoverage] = []
+    deadline = time.monotonic() + max(time.monotonic() - started, LEAST_S)
     phase(f"converting {len(every)} kinds of operators side by side")
-    deadline = time.monotonic() + max(SHARE * took, LEAST_S)
-    fate: dict[int, tuple[Verdict, tuple[str, ...], str]] = {}
-    for group, outcome in attempts(every, program, lower, deadline=deadline):
-        phase(f"converting {len(every)} kinds of operators side by side, {len(fate) + len(group)} done")
+    apart = APART.get(format, format)
+    fates: dict[Kind, Fate] = {}
+    for group, outcome in attempts(every, program, lowering(apart), deadline=deadline):
         if isinstance(outcome, Exception):
-            fate[id(group[0])] = ("unsupported", (), clean(root_of(outcome)))
+            fates[group[0]] = Fate("unsupported", reason=clean(root_of(outcome)))
         else:
-            for kind, verdict, becomes in _read(outcome, format, group, program):
-                fate[id(kind)] = (verdict, becomes, "")
-    raise NotImplementedError(
-        fates,
-        rows,
-        ORDER,
-        FORMATS,
-        Counter,
-        replace,
-        Path,
-        tempfile,
-        Placed,
-        Sequence,
-        _LAYOUT,
-        side_by_side,
-        place,
+            branches = traced(outcome, apart).branches([kind.results for kind in group])
+            fates |= dict(zip(group, map(_fate, branches)))
+        phase(f"converting {len(every)} kinds of operators side by side: {len(fates)} done")
+    if failure is not None and not failure.operator and all(fate.verdict != "unsupported" for fate in fates.values()):
+        phase("looking for the operator that is refused behind others")
+        first = first_refused(program, lower, deadline=deadline)
+        failure = blamed(failure, [first] if first is not None else [], "in place")
+    settled = {kind: _settled(kind, fates.get(kind), whole, failure) for kind in every}
+    return Coverage(
+        format,
+        _rows(settled),
+        whole is not None,
+        _learned(whole is not None, len(every)),
+        dict(whole.outside) if whole is not None and whole.outside is not None else None,
         failure,
-        whole,
+        time.monotonic() - started,
     )
 
 
-def _read(conversion: Conversion, format: str, group: list[Kind], program: ExportedProgram) -> Any:
-    raise NotImplementedError
+@dataclass(frozen=True)
+class Fate:
+    """What became of one kind of operator."""
+
+    verdict: Verdict
+    becomes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def _fate(branch: Branch) -> Fate:
+    if branch.left:
+        return Fate("fallback", branch.left)
+    return Fate("native" if len(branch.operators) <= 1 else "decomposed", branch.operators)
+
+
+def _settled(kind: Kind, alone: Fate | None, whole: Traced | None, failure: Failure | None) -> Fate:
+    """The verdict in the network, which overrules the one side by side."""
+    if whole is None:
+        if failure is not None and short_name(kind.operator) == failure.operator:
+            return Fate("unsupported", reason=failure.sentence)
+        return alone or Fate("not known", reason="it cannot stand by itself, or time ran out")
+    if alone is None or alone.verdict == "unsupported":
+        return Fate("converted")
+    if alone.verdict == "fallback" and not {*alone.becomes} & {*(whole.outside or ())}:
+        return Fate("converted", reason="the delegate takes it together with its neighbours")
+    return alone
+
+
+def _rows(settled: Mapping[Kind, Fate]) -> tuple[OperatorCoverage, ...]:
+    """One row an operator and verdict."""
+    rows: dict[tuple[str, Verdict], OperatorCoverage] = {}
+    for kind, fate in settled.items():
+        name = short_name(kind.operator)
+        row = rows.get((name, fate.verdict)) or OperatorCoverage(name, 0, fate.verdict, reason=fate.reason)
+        places = (place(node) for node in kind.nodes) if fate.verdict != "native" else ()
+        rows[name, fate.verdict] = replace(
+            row,
+            count=row.count + len(kind.nodes),
+            becomes=tuple(dict.fromkeys((*row.becomes, *fate.becomes))),
+            places=tuple(dict.fromkeys((*row.places, *places))),
+        )
+    return tuple(sorted(rows.values(), key=lambda row: ORDER.index(row.verdict)))
+
+
+def _learned(converted: bool, count: int) -> str:
+    apart = f"what became of each operator was read from {count} kinds of them converted side by side"
+    return f"the whole network was converted; {apart}" if converted else f"the network as a whole is refused; {apart}"
