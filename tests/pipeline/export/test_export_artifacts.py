@@ -11,7 +11,8 @@ import pytest
 from export_networks import NETWORKS, build, exported, images, save, workspace
 
 from pipeline.export.artifact import Artifact
-from pipeline.export.child import STAGING_PREFIX, export
+from pipeline.export.child import export
+from pipeline.export.staging import PREFIX as STAGING_PREFIX
 from targets.errors import VerificationError
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_networks import save, saved
+from export_networks import CHANNELS, HEIGHT, NETWORKS, WIDTH, build, save, saved
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pipeline.export import child, worker
-from pipeline.export.child import STAGING_PREFIX, export
+from pipeline.export.child import export
+from pipeline.export.conversion import fixed_at_batch_one
+from pipeline.export.staging import PREFIX as STAGING_PREFIX
 from targets.errors import MissingEnvironmentError, UsageError, VerificationError
 
 pytestmark = pytest.mark.export
@@ -27,6 +31,20 @@ class SingularValues(nn.Module):
 
     def forward(self, x):
         return torch.linalg.svdvals(x.mean(1))
+
+
+class FixedReshape(nn.Module):
+    """The batch of the example is a number in it."""
+
+    def forward(self, x):
+        return x.reshape(4, -1)
+
+
+class Centred(nn.Module):
+    """A sample's output depends on the others of its batch."""
+
+    def forward(self, x):
+        return x - x.mean(0)
 
 
 def left_behind(directory: Path) -> list[Path]:
@@ -68,15 +86,43 @@ def test_operator_the_converter_cannot_take(format, tmp_path):
     assert not left_behind(tmp_path)
 
 
-def test_network_with_a_fixed_batch(tmp_path, monkeypatch):
-    """The user stands in a directory whose files share their names with packages, and none of them is taken."""
+def test_files_of_the_users_are_not_taken_for_packages(tmp_path, monkeypatch):
+    """The user stands in a directory whose files share their names with packages."""
     for name in ("onnx.py", "torch.py"):
         (tmp_path / name).write_text("raise SystemExit('shadowed')")
     monkeypatch.chdir(tmp_path)
-    path = save(SingularValues(), tmp_path / "network.pt2", batch=4, symbolic=False)
+    path = save(FixedReshape(), tmp_path / "network.pt2", batch=4, symbolic=False)
     with pytest.raises(VerificationError) as caught:
         export(path, format="onnx", directory=tmp_path / "onnx", log=tmp_path / "log")
     assert caught.value.code == "EXPORT_FAILED" and "fixed batch of 4" in caught.value.why
+    assert "symbolic batch" in caught.value.why
+
+
+def traced(network: nn.Module, batch: int) -> torch.export.ExportedProgram:
+    return torch.export.export(network.eval(), (torch.randn(batch, CHANNELS, HEIGHT, WIDTH),))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_fixed_batch_is_traced_again_at_one(name):
+    """Where nothing but the example was of that size; a transformer's reshapes have it in them."""
+    network = build(NETWORKS[name])
+    program = traced(network, 3)
+    if name == "transformer":
+        with pytest.raises(ValueError, match="fixed batch of 3.*symbolic batch dimension"):
+            fixed_at_batch_one(program)
+        return
+    single = fixed_at_batch_one(program).module()
+    sample = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
+    for found, expected in zip(tree_leaves(single(sample)), tree_leaves(network(sample))):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["FixedReshape", "Centred"])
+def test_a_fixed_batch_that_would_mean_something_else_at_one_is_refused(kind):
+    """Both trace at batch 1 without complaint."""
+    with pytest.raises(ValueError, match="fixed batch of 4") as caught:
+        fixed_at_batch_one(traced({"FixedReshape": FixedReshape, "Centred": Centred}[kind](), 4))
+    assert ("shape" if kind == "FixedReshape" else "values") in str(caught.value)
 
 
 def test_truncated_network(tmp_path):
@@ -110,6 +156,15 @@ def test_time_limit_of_the_real_converter(tmp_path):
     with pytest.raises(VerificationError) as caught:
         export(saved("residual"), format="tflite", directory=tmp_path / "out", log=tmp_path / "log", timeout_s=1)
     assert caught.value.code == "EXPORT_TIMEOUT" and not left_behind(tmp_path)
+
+
+def test_memory_limit_of_the_real_converter(tmp_path):
+    with pytest.raises(VerificationError) as caught:
+        export(saved("residual"), format="onnx", directory=tmp_path / "out", log=tmp_path / "log", memory_limit_mib=100)
+    assert (caught.value.code, caught.value.exit_code) == ("EXPORT_MEMORY", 4)
+    (held,) = re.findall(r"held (\d+) MiB while .* above its limit of 100 MiB", caught.value.why)
+    assert int(held) > 100 and f"peak memory {held} MiB" in (tmp_path / "log").read_text()
+    assert not left_behind(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
@@ -187,15 +242,18 @@ def test_cleaning_spares_a_run_at_work(tmp_path, monkeypatch):
     assert not dead.exists() and (alive / "model.onnx").exists()
 
 
-def test_converter_not_installed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("format, package", [("onnx", "onnxsim"), ("pte", "executorch"), ("coreml", "coremltools")])
+def test_converter_not_installed(format, package, tmp_path, monkeypatch):
     broken = tmp_path / "packages"
     broken.mkdir()
-    (broken / "onnxsim.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxsim'\", name='onnxsim')\n")
+    (broken / f"{package}.py").write_text(
+        f"raise ModuleNotFoundError(\"No module named '{package}'\", name='{package}')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(broken))
     with pytest.raises(MissingEnvironmentError) as caught:
-        export(saved("residual"), format="onnx", directory=tmp_path / "out", log=tmp_path / "log")
+        export(saved("residual"), format=format, directory=tmp_path / "out", log=tmp_path / "log")
     assert (caught.value.code, caught.value.exit_code) == ("EXPORTER_MISSING", 6)
-    assert "onnxsim" in caught.value.why
+    assert package in caught.value.why and package in caught.value.fix
 
 
 def test_log_on_a_full_device(tmp_path):
@@ -251,21 +309,6 @@ def test_output_directory_cannot_be_made(tmp_path):
     with pytest.raises(MissingEnvironmentError) as caught:
         export(saved("residual"), format="onnx", directory=tmp_path / "file" / "out", log=tmp_path / "log")
     assert caught.value.code == "OUTPUT_UNWRITABLE"
-
-
-def test_reason_is_the_root_cause_in_one_line():
-    try:
-        try:
-            raise KeyError("<OpOverload(op='aten.foo', overload='default')>\nsecond line")
-        except KeyError as inner:
-            raise RuntimeError("outer\nlines") from inner
-    except RuntimeError as error:
-        assert worker.reason(error).startswith("KeyError: ") and "\n" not in worker.reason(error)
-    assert (
-        worker.reason(ValueError("\x1b[96mno op <OpOverload(op='aten.foo', overload='x')>\x1b[0m\nmore"))
-        == "ValueError: no op aten.foo"
-    )
-    assert len(worker.reason(ValueError("word " * 1000))) < 330
 
 
 def test_out_of_room_is_found_down_the_chain():
