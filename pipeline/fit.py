@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from pipeline.evidence import Evidence
 from pipeline.export.artifact import Artifact
 from pipeline.search import Probe, next_budget
 from pipeline.stages import Made, Stages
+from pipeline.verify.delegation import Delegation, require_strict, violations
 from pipeline.verify.parity import Parity
 from reports.records import OperatorRecord, QualityRecord
 from targets.errors import PlanishError, UsageError
@@ -24,7 +26,8 @@ class Candidate:
     index: int
     made: Made
     artifacts: list[Artifact] = field(default_factory=list)
-    parity: list[Parity] = field(default_factory=list)
+    parity: list[Parity] = field(default_factory=list)  # of the exported program, then of the artifacts
+    delegation: list[Delegation] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     quality: QualityRecord | None = None
     verdict: str = "above"
@@ -36,6 +39,11 @@ class Candidate:
     def milliseconds(self) -> float:
         """Measured median of the format that decides."""
         return self.measurements[0].median_ms
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """What of its artifacts is not delegated as a whole; none where nothing was asked."""
+        return tuple(sentence for each in self.delegation for sentence in violations(each))
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class FitResult:
     met: bool
     undecided: bool
     floor_kept: bool | None
+    violations: tuple[str, ...] = ()  # with a strict recipe: what of the final artifacts is not delegated
 
 
 def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candidate, goal_ms: None) -> FitResult:
@@ -57,9 +66,13 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
     primary, every = recipe.formats[:1], recipe.formats
     _require_judgeable(stages)
     stages.samples  # noqa: B018  (bad data ends the run before any work is done on it)
-    original = _candidate(stages, 0, stages.original(), every)
+    evidence = Evidence(stages)
+    original = _candidate(evidence, 0, stages.original(), every)
+    if recipe.strict:  # before any work on it: what the original has that no delegate takes, its candidates have, too
+        for artifact, delegation in zip(original.artifacts, original.delegation):
+            require_strict(delegation, artifact)
     goal_ms = recipe.latency_ms(original.milliseconds)
-    original.verdict = _judge(stages, original, goal_ms)
+    original.verdict = _judge(evidence, original, goal_ms)
     told(original, goal_ms)
     probes = [Probe(original.made.result["predicted_ms"], original.milliseconds, original.verdict == "met")]
     candidates: list[Candidate] = []
@@ -74,15 +87,15 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
             break
         if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
             break  # the same plan again: nothing lies between
-        candidate = _candidate(stages, index, made, primary)
-        candidate.verdict = _judge(stages, candidate, goal_ms)
+        candidate = _candidate(evidence, index, made, primary)
+        candidate.verdict = _judge(evidence, candidate, goal_ms)
         candidates.append(candidate)
         met, smallest = candidate.verdict == "met", made.result["smallest"]
         probes.append(Probe(made.result["predicted_ms"], candidate.milliseconds, met, smallest))
         told(candidate, goal_ms)
-    final = _finish(stages, original, candidates, planned + 1, goal_ms, told)
+    final = _finish(evidence, original, candidates, planned + 1, goal_ms, told)
     for candidate in (original, final) if final is not original else (original,):
-        _explain(stages, candidate)
+        _explain(evidence, candidate)
     return FitResult(
         goal_ms,
         original,
@@ -91,6 +104,7 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
         final.verdict == "met",
         final.verdict == "undecided",
         _floor_kept(stages, original, final),
+        final.violations if recipe.strict else (),
     )
 
 
@@ -106,7 +120,7 @@ def _require_judgeable(stages: Stages) -> None:
 
 
 def _finish(
-    stages: Stages,
+    evidence: Evidence,
     original: Candidate,
     candidates: list[Candidate],
     index: int,
@@ -116,46 +130,50 @@ def _finish(
     """Recover the slowest candidate that met the goal, or the fastest when none did, and judge its artifacts."""
     if original.verdict == "met" or not candidates:
         return original
-    met = [candidate for candidate in candidates if candidate.verdict == "met"]
+    stages = evidence.stages
+    met = [candidate for candidate in candidates if candidate.verdict == "met" and not candidate.violations]
     chosen = max(met, key=lambda c: c.milliseconds) if met else min(candidates, key=lambda c: c.milliseconds)
     made = stages.recovered(index, chosen.made)
-    final = _candidate(stages, index, made, stages.recipe.formats)
+    final = _candidate(evidence, index, made, stages.recipe.formats)
     final.recovered_from = chosen.index
-    final.verdict = _judge(stages, final, goal_ms)
+    final.verdict = _judge(evidence, final, goal_ms)
     candidates.append(final)
     told(final, goal_ms)
     return final
 
 
-def _candidate(stages: Stages, index: int, made: Made, formats: list[str]) -> Candidate:
+def _candidate(evidence: Evidence, index: int, made: Made, formats: list[str]) -> Candidate:
     """Export, verify and measure: all formats for what may be handed over, the deciding one while searching."""
-    candidate = Candidate(index, made)
-    for format in formats:
-        artifact, parity = stages.exported(made, format)
-        candidate.artifacts.append(artifact)
-        candidate.parity.append(parity)
-    candidate.measurements = stages.measured(made, candidate.artifacts, MORE_SAMPLES[0])
-    if stages.classes is not None:
-        handed_over = len(formats) == len(stages.recipe.formats)
-        candidate.quality = stages.quality(made, candidate.artifacts[0] if handed_over else None)
+    recipe, handed_over = evidence.recipe, formats == evidence.recipe.formats
+    candidate = Candidate(index, made, evidence.exported(made, formats))
+    candidate.parity = evidence.verified(made, candidate.artifacts, emulated=handed_over and index > 0)
+    if recipe.strict:
+        candidate.delegation = evidence.delegated(made, candidate.artifacts)
+    candidate.measurements = evidence.measured(made, candidate.artifacts, MORE_SAMPLES[0])
+    if evidence.stages.classes is not None:
+        candidate.quality = evidence.quality(made, candidate.artifacts[0] if handed_over else None)
     return candidate
 
 
-def _explain(stages: Stages, candidate: Candidate) -> None:
-    """Where its time goes. A fit that found its artifact does not fail for a runtime that cannot tell."""
+def _explain(evidence: Evidence, candidate: Candidate) -> None:
+    """Where its time goes and what is delegated. What cannot be told fails no fit that found its artifact."""
     try:
-        candidate.operators = stages.explained(candidate.made, candidate.artifacts[0])
+        candidate.operators = evidence.explained(candidate.made, candidate.artifacts[0])
     except PlanishError as error:
         candidate.unexplained = error.why
+    try:
+        candidate.delegation = evidence.delegated(candidate.made, candidate.artifacts, candidate.operators)
+    except PlanishError as error:
+        candidate.unexplained = candidate.unexplained or error.why
 
 
-def _judge(stages: Stages, candidate: Candidate, goal_ms: float) -> str:
+def _judge(evidence: Evidence, candidate: Candidate, goal_ms: float) -> str:
     """Three-valued; an interval that straddles the goal gets more samples before it is called undecided."""
     for seconds in MORE_SAMPLES:
         if seconds > MORE_SAMPLES[0]:
             if candidate.measurements[0].runner == "emulator":
                 break  # it repeats itself: more of the same says nothing new
-            candidate.measurements = stages.measured(candidate.made, candidate.artifacts, seconds)
+            candidate.measurements = evidence.measured(candidate.made, candidate.artifacts, seconds)
         deciding = candidate.measurements[0]
         verdict = decide(deciding.low_ms, deciding.high_ms, goal_ms)
         if verdict != "undecided":

@@ -13,6 +13,7 @@ from pipeline.fit import Candidate, FitResult
 from pipeline.package.manifest import write_bundle
 from pipeline.recipe import Recipe
 from pipeline.stages import Stages
+from pipeline.verify.records import delegation_record, parity_record
 from reports.html.render import render
 from reports.records import (
     CandidateRecord,
@@ -20,11 +21,11 @@ from reports.records import (
     GoalRecord,
     LayerRecord,
     MeasurementRecord,
-    ParityRecord,
     RejectedRecord,
     RunRecord,
     TargetRecord,
 )
+from reports.verification import ExportRecord
 from targets.cache import write_atomic
 from targets.profile import Profile
 
@@ -32,7 +33,7 @@ from targets.profile import Profile
 def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None) -> CandidateRecord:
     """One probe as the report shows it; `goal_ms` is None before it is known."""
     made, original = candidate.made.result, candidate.index == 0
-    reasons = [reason for parity in candidate.parity for reason in parity.reasons]
+    reasons = list(candidate.violations) if stages.recipe.strict else []
     if candidate.recovered_from is not None:
         reasons.append(f"candidate {candidate.recovered_from} after recovery")
     names = [name for name in stages.run.root.glob(f"{candidate.made.folder}/*") if name.is_dir()]
@@ -45,9 +46,19 @@ def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None
         layers=tuple(LayerRecord(**row) for row in made["layers"]),
         parameters=made["parameters"],
         macs=sum(row["macs"] for row in made["layers"]),
-        parity=tuple(
-            _parity(artifact.format, parity) for artifact, parity in zip(candidate.artifacts, candidate.parity)
+        exports=tuple(
+            ExportRecord(
+                format=artifact.format,
+                file=artifact.path.relative_to(stages.run.root).as_posix(),
+                sha256=artifact.sha256,
+                bytes=artifact.bytes,
+                seconds=artifact.seconds,
+                peak_mib=artifact.peak_mib,
+            )
+            for artifact in candidate.artifacts
         ),
+        parity=tuple(map(parity_record, candidate.parity)),
+        delegation=tuple(map(delegation_record, candidate.delegation)),
         measurements=tuple(
             MeasurementRecord(
                 format=m.format,
@@ -67,7 +78,9 @@ def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None
                 confidence_percent=95.0 if m.runner == "host" else None,
                 threads=m.threads,
             )
-            for m, artifact in zip(candidate.measurements, candidate.artifacts, strict=True)
+            for m in candidate.measurements
+            for artifact in candidate.artifacts
+            if artifact.format == m.format
         ),
         operators=candidate.operators,
         quality=candidate.quality,
@@ -75,18 +88,6 @@ def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None
         margin_percent=None if goal_ms is None else 100 * (candidate.milliseconds / goal_ms - 1),
         reasons=tuple(reasons),
         seconds={name.name: stages.run.seconds(f"{candidate.made.folder}/{name.name}") for name in sorted(names)},
-    )
-
-
-def _parity(format: str, parity) -> ParityRecord:
-    worst = max(parity.outputs, key=lambda output: output.relative_rmse)
-    return ParityRecord(
-        format=format,
-        passed=parity.passed,
-        samples=parity.samples,
-        relative_rmse=worst.relative_rmse,
-        max_abs=worst.max_abs,
-        top1_agreement=worst.top1_agreement,
     )
 
 
@@ -116,6 +117,8 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
     recipe, final = stages.recipe, result.final
     met = result.met and result.floor_kept is not False
     verdict = "met" if met else "undecided" if result.undecided else "not-met"
+    if met and result.violations:
+        verdict = "verification-failed"
     directory = stages.run.root
     return RunRecord(
         planish_version=importlib.metadata.version("planish"),
@@ -125,12 +128,12 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
         target=target_record(stages.profile),
         goal=goal_record(recipe, result.goal_ms),
         verdict=verdict,
-        exit_code={"met": 0, "undecided": 5, "not-met": 3}[verdict],
+        exit_code={"met": 0, "undecided": 5, "not-met": 3, "verification-failed": 4}[verdict],
         headline=_headline(stages, result),
         base=candidate_record(stages, result.original, result.goal_ms),
         candidates=tuple(candidate_record(stages, c, result.goal_ms) for c in result.probes),
-        winner=final.index if met else None,
-        best=None if met else final.index,
+        winner=final.index if verdict == "met" else None,
+        best=None if verdict == "met" else final.index,
         environment=environment(),
         started=started,
         finished=finished,
@@ -153,6 +156,8 @@ def write(stages: Stages, result: FitResult, record: RunRecord) -> None:
 def _headline(stages: Stages, result: FitResult) -> str:
     final, original, where = result.final, result.original, stages.profile.title
     took = f"{final.milliseconds:.3g} ms on {where}"
+    if result.violations and result.met:
+        return f"{took}, but not delegated as a whole: {result.violations[0]}"
     if result.undecided:
         return f"{took}: the goal of {result.goal_ms:.3g} ms lies inside the measurement's interval."
     if not result.met:

@@ -1,8 +1,7 @@
-"""The stages of a fit, each a cached step of the run directory: from one value to the next."""
+"""The stages of a fit that make networks, each a cached step of the run directory: from one value to the next."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable
@@ -11,19 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from calibration.statistics import Statistics, collect
-from pipeline.compress.analysis import run
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.methods import planner
 from pipeline.compress.realising import realise
 from pipeline.compress.subject import Planner, Subject
-from pipeline.environment import environment
 from pipeline.explain import edit_rows, layer_rows, rejected_rows
-from pipeline.export.artifact import Artifact, sha256_of
-from pipeline.export.child import export
+from pipeline.export.artifact import sha256_of
 from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
 from pipeline.model.ingest import ingest, require_one_tensor
@@ -32,17 +27,9 @@ from pipeline.recipe import Recipe
 from pipeline.samples import FitSamples, observed, two_samples
 from pipeline.store import RunDirectory
 from pipeline.training import Training, require_trainable
-from pipeline.verify.execute import predictions, to_layout
-from pipeline.verify.parity import Parity, check, require
-from reports.records import OperatorRecord, QualityRecord
-from targets.arm.parts import emulator_parts
 from targets.cost import CostTable
-from targets.explain import explain
-from targets.measure import Measurement, measure_many
 from targets.profile import Profile
 
-PARITY_SAMPLES = 64
-MEASURED_SAMPLES = 1
 PLANNING_COST_MACS = 1e10  # multiply-accumulates that one measurement of damage may cost, where 32 samples cost less
 
 
@@ -60,7 +47,7 @@ class Made:
 
 
 class Stages:
-    """All stages of one run. `progress` receives what a person would want to hear while waiting."""
+    """The networks of one run; `Evidence` makes artifacts of them. `progress` receives what a person wants to hear."""
 
     def __init__(
         self, run_directory: RunDirectory, recipe: Recipe, profile: Profile, progress: Callable[[str], None]
@@ -250,149 +237,6 @@ class Stages:
             "parameters": network.parameters(),
             "weights_sha256": sha256_of(folder / "weights.safetensors"),
         }
-
-    # Artifacts -------------------------------------------------------------------------------------------------
-
-    def exported(self, made: Made, format: str) -> tuple[Artifact, Parity]:
-        """Export one format and check it against the network on real samples; no artifact is kept that fails."""
-        inputs = {
-            "weights": made.result["weights_sha256"],
-            "edits": made.result["edits"],
-            "base": self.base.fingerprint(),
-            "format": format,
-            "channels_last": self.recipe.channels_last,
-            "samples": self.samples.test.fingerprint,
-            "contract": self.samples.contract.to_json(),
-            "tools": environment(),
-        }
-        name = f"{made.folder}/{format}"
-
-        def make(folder: Path) -> dict[str, Any]:
-            self.progress(f"exporting {format}")
-            artifact = export(
-                self.run.root / made.folder / "network" / "network.pt2",
-                format=format,
-                directory=folder,
-                channels_last=self.recipe.channels_last,
-                input_range=(self.samples.contract.minimum, self.samples.contract.maximum),
-                log=self.run.log(name.replace("/", "-")),
-                progress=self.progress,
-            )
-            self.progress(
-                f"checking {format} against the network on {min(PARITY_SAMPLES, len(self.samples.test))} samples"
-            )
-            samples = next(self.samples.test.take(PARITY_SAMPLES).batches(PARITY_SAMPLES))[0]
-            parity = check(artifact, [run(self.load(made), [samples]).numpy()], samples.numpy())
-            (folder / "parity.json").write_text(json.dumps(parity.to_json(), indent=1) + "\n")
-            require(parity, artifact)
-            return {"artifact": artifact.to_json(folder), "parity": parity.to_json()}
-
-        result = self.run.stage(name, inputs, make)
-        return (Artifact.from_json(result["artifact"], self.run.root / name), Parity.from_json(result["parity"]))
-
-    def measured(self, made: Made, artifacts: list[Artifact], budget_s: float) -> list[Measurement]:
-        """Time artifacts of one candidate on the target."""
-        inputs = {
-            "artifacts": [artifact.sha256 for artifact in artifacts],
-            "profile": self.profile.version,
-            "samples": self.samples.test.fingerprint,
-            "tools": environment() | {"emulator": emulator_parts() if self.profile.kind == "emulator" else None},
-        }
-        name = f"{made.folder}/{self.profile.name}-{'-'.join(artifact.format for artifact in artifacts)}"
-        if self.profile.kind == "host":  # more seconds, another measurement; the emulator repeats itself
-            name += f"-{budget_s:g}s"
-
-        def make(folder: Path) -> list[Any]:
-            self.progress(f"measuring {' and '.join(a.format for a in artifacts)} on {self.profile.name}")
-            jobs = []
-            for artifact in artifacts:
-                jobs.append((artifact.path, artifact.format, self._measured_sample(artifact, folder)))
-            found = measure_many(jobs, profile=self.profile, progress=self.progress, budget_s=budget_s)
-            with (folder / "samples.csv").open("w", newline="") as file:
-                table = csv.writer(file)
-                table.writerow(["format", "sample", "ms"])
-                table.writerows((m.format, i, ms) for m in found for i, ms in enumerate(m.samples_ms))
-            (folder / "measurement.json").write_text(json.dumps([m.to_json() for m in found], indent=1) + "\n")
-            return [measurement.to_json() for measurement in found]
-
-        return [Measurement.from_json(row) for row in self.run.stage(name, inputs, make)]
-
-    def explained(self, made: Made, artifact: Artifact) -> tuple[OperatorRecord, ...]:
-        """Where the time of an artifact's inference goes; empty for a target that is no emulated one.
-
-        Raises:
-            PlanishError: the runtime's operators cannot be told apart.
-        """
-        if self.profile.kind != "emulator":
-            return ()
-        inputs = {
-            "artifact": artifact.sha256,
-            "profile": self.profile.version,
-            "samples": self.samples.test.fingerprint,
-            "tools": environment() | {"emulator": emulator_parts()},
-        }
-
-        def make(folder: Path) -> list[Any]:
-            self.progress(f"operators of the {artifact.format} artifact on {self.profile.name}")
-            found = explain(
-                artifact.path,
-                format=artifact.format,
-                profile=self.profile,
-                inputs=self._measured_sample(artifact, folder),
-                layers=[(row["name"], row["macs"]) for row in made.result["layers"] if row["macs"]],
-                progress=self.progress,
-            )
-            rows = [row.to_json() for row in found]
-            (folder / "operators.json").write_text(json.dumps(rows, indent=1) + "\n")
-            return rows
-
-        return tuple(OperatorRecord(**row) for row in self.run.stage(f"{made.folder}/operators", inputs, make))
-
-    def _measured_sample(self, artifact: Artifact, folder: Path) -> Path:
-        """What an artifact is timed on, in its layout, as an .npz in `folder`."""
-        sample = next(self.samples.test.take(MEASURED_SAMPLES).batches(MEASURED_SAMPLES))[0].numpy()
-        path = folder / f"{artifact.format}-input.npz"
-        np.savez(path, x=np.ascontiguousarray(to_layout(sample, artifact.inputs[0])))
-        return path
-
-    # Quality ---------------------------------------------------------------------------------------------------
-
-    def quality(self, made: Made, artifact: Artifact | None = None) -> QualityRecord:
-        """Top-1 on the test samples' labels, or agreement with the original where there are none.
-
-        Of the artifact on the host's runtime where one is given, else of the network in PyTorch.
-        """
-        inputs = {
-            "weights": made.result["weights_sha256"],
-            "test": self.samples.test.fingerprint,
-            "artifact": artifact and artifact.sha256,
-            "base": self.base.fingerprint(),
-        }
-
-        def make(_: Path) -> dict[str, Any]:
-            self.progress(f"judging quality on {len(self.samples.test)} test samples")
-            if artifact is None:
-                answers = run(self.load(made), [x for x, _ in self.samples.test.batches()]).numpy()
-            else:
-                answers = predictions(artifact, (x.numpy() for x, _ in self.samples.test.batches()))
-            right = int((answers.argmax(1) == self._truth).sum())
-            record = QualityRecord.of_counts(
-                "top-1" if self.samples.test.has_labels else "agreement with the original",
-                right,
-                len(self.samples.test),
-                "network" if artifact is None else "artifact",
-            )
-            return record.model_dump(mode="json")
-
-        name = f"{made.folder}/quality-{'network' if artifact is None else artifact.format}"
-        return QualityRecord.model_validate(self.run.stage(name, inputs, make))
-
-    @cached_property
-    def _truth(self) -> np.ndarray:
-        """What the right answers are: the labels, else the original's own answers."""
-        if self.samples.test.has_labels:
-            return np.concatenate([y.numpy() for _, y in self.samples.test.batches()])
-        return run(self.base, [x for x, _ in self.samples.test.batches()]).numpy().argmax(1)
 
 
 def _digest(path: str) -> str:

@@ -29,7 +29,7 @@ RECIPE = "recipe.toml"
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-STAGE_VERSION = 4  # raise it when the code of a stage changes what it makes
+STAGE_VERSION = 5  # raise it when the code of a stage changes what it makes
 
 
 class RunDirectory:

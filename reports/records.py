@@ -8,66 +8,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
 
+from reports.schema import Count, Milliseconds, Percent, Record, Sha256, VersionedRecord
+from reports.verification import DelegationRecord, ExportRecord, ParityRecord
 from targets.errors import UsageError
-
-SCHEMA_VERSION = 1
-
-Milliseconds = Annotated[float, Field(ge=0)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
-# A broken artifact answers NaN; JSON has no such number, so a deviation that is not finite is recorded as absent.
-Deviation = Annotated[
-    float | None,
-    BeforeValidator(lambda value: None if isinstance(value, float) and not math.isfinite(value) else value),
-]
-
-
-class Record(BaseModel):
-    """A frozen value with exactly the fields it declares; NaN and infinity are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class VersionedRecord(Record):
-    """A record that is a file of its own and says which schema it follows.
-
-    Raises:
-        UsageError: `REPORT_SCHEMA` when the data was written under another schema version.
-    """
-
-    schema_version: int = SCHEMA_VERSION
-
-    @model_validator(mode="before")
-    @classmethod
-    def _same_schema(cls, data: Any) -> Any:
-        found = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
-        if found != SCHEMA_VERSION:
-            raise UsageError(
-                f"This record follows schema version {found}; this planish reads version {SCHEMA_VERSION}.",
-                where="schema_version",
-                why="The record was written by another version of planish.",
-                fix="Read it with the planish that wrote it (planish_version says which), or run the fit again.",
-                code="REPORT_SCHEMA",
-            )
-        return data
-
-    def to_json(self) -> str:
-        """The record as indented JSON with a final line break."""
-        return self.model_dump_json(indent=2) + "\n"
 
 
 class LayerRecord(Record):
@@ -98,21 +45,6 @@ class RejectedRecord(Record):
     kind: str
     site: str
     reason: str
-
-
-class ParityRecord(Record):
-    """The artifact against the network it was exported from, on real samples.
-
-    `relative_rmse` and `max_abs` are None where an output was NaN or infinite; `top1_agreement` is a share in 0..1,
-    None for networks without classes.
-    """
-
-    format: str
-    passed: bool
-    samples: Count
-    relative_rmse: Deviation
-    max_abs: Deviation
-    top1_agreement: Annotated[float, Field(ge=0, le=1)] | None
 
 
 class MeasurementRecord(Record):
@@ -226,7 +158,9 @@ class CandidateRecord(Record):
     layers: tuple[LayerRecord, ...] = ()
     parameters: Count
     macs: Count
+    exports: tuple[ExportRecord, ...] = ()
     parity: tuple[ParityRecord, ...] = ()
+    delegation: tuple[DelegationRecord, ...] = ()
     measurements: tuple[MeasurementRecord, ...] = ()
     operators: tuple[OperatorRecord, ...] = ()
     """Of the artifact in the primary format, where it was broken down."""
@@ -354,7 +288,11 @@ class RunRecord(VersionedRecord):
 
 
 class TensorRecord(Record):
-    """An input or output of an artifact; a dimension that varies is -1."""
+    """An input or output of an artifact; a dimension that varies is -1.
+
+    `mean` and `std` are of an image, one a channel: the input is (pixel / 255 - mean) / std. `labels` are of the
+    classes that an output holds scores of.
+    """
 
     name: str
     shape: tuple[Annotated[int, Field(ge=-1)], ...]
@@ -362,6 +300,10 @@ class TensorRecord(Record):
     layout: str
     minimum: float | None
     maximum: float | None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] = ()
+    description: str = ""
 
 
 class ArtifactRecord(Record):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.export.artifact import Artifact
+from pipeline.export.artifact import Artifact, TensorSpec
 from reports.records import ArtifactRecord, ManifestRecord, RunRecord, TensorRecord
 
 
@@ -17,7 +18,9 @@ def write_bundle(root: Path, run: RunRecord, artifacts: Sequence[Artifact]) -> N
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for artifact in artifacts:
-        shutil.copyfile(artifact.path, partial / artifact.path.name)
+        for path in (artifact.path, *(artifact.path.with_name(name) for name in artifact.beside)):
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy(path, partial / path.name)
     (partial / "manifest.json").write_text(manifest(run, artifacts).to_json())
     shutil.rmtree(bundle, ignore_errors=True)
     os.replace(partial, bundle)
@@ -41,8 +44,8 @@ def manifest(run: RunRecord, artifacts: Sequence[Artifact]) -> ManifestRecord:
                 bytes=artifact.bytes,
                 runtime=artifact.runtime,
                 minimum_runtime_version=artifact.runtime_minimum,
-                inputs=tuple(TensorRecord(**_fields(spec)) for spec in artifact.inputs),
-                outputs=tuple(TensorRecord(**_fields(spec)) for spec in artifact.outputs),
+                inputs=tuple(_tensor(spec) for spec in artifact.inputs),
+                outputs=tuple(_tensor(spec) for spec in artifact.outputs),
                 measurement=chosen.measurement(artifact.format),
                 quality=chosen.quality,
             )
@@ -51,12 +54,5 @@ def manifest(run: RunRecord, artifacts: Sequence[Artifact]) -> ManifestRecord:
     )
 
 
-def _fields(spec) -> dict[str, object]:
-    return {
-        "name": spec.name,
-        "shape": spec.shape,
-        "dtype": spec.dtype,
-        "layout": spec.layout,
-        "minimum": spec.minimum,
-        "maximum": spec.maximum,
-    }
+def _tensor(spec: TensorSpec) -> TensorRecord:
+    return TensorRecord(**asdict(spec), description=spec.description)

@@ -13,7 +13,9 @@ import jinja2
 
 from reports import operators, plots, quantities
 from reports.comparison import compare_layers
+from reports.depth import error_by_depth
 from reports.records import CandidateRecord, RunRecord
+from reports.verification import CulpritRecord, ParityRecord
 
 _VERDICTS = {
     "met": ("✓", "Target met"),
@@ -28,6 +30,8 @@ _OUTCOMES = {
     "undecided": "◆ undecided",
     "failed": "✕ failed",
 }
+_LEVELS = {"program": "exported program", "host": "this machine", "emulator": "emulated phone"}
+_PARITY = {"passed": ("✓", "good"), "failed": ("✗", "bad"), "not run here": ("–", "quiet")}
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
@@ -61,8 +65,18 @@ def render(run: RunRecord) -> str:
             plot_narrow=_plot(run, points, 348, 330),
             plotted={point.outcome for point in points},
             marker=plots.marker,
+            levels=_LEVELS,
+            verdict_sign={verdict: sign for verdict, (sign, _) in _PARITY.items()},
+            verdict_class={verdict: look for verdict, (_, look) in _PARITY.items()},
         )
     )
+
+
+def render_failed(title: str, parity: ParityRecord, culprit: CulpritRecord | None) -> str:
+    """What is known of an artifact that failed parity, as HTML text (UTF-8)."""
+    plot = error_by_depth(culprit.blocks, culprit.wrong) if culprit and culprit.blocks else ""
+    template = _environment().get_template("failed.html.jinja")
+    return template.render(title=title, parity=parity, culprit=culprit, plot=plot, levels=_LEVELS)
 
 
 def _environment() -> jinja2.Environment:
@@ -77,12 +91,20 @@ def _environment() -> jinja2.Environment:
     )
     for name in ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant"):
         environment.filters[name] = _unbroken(getattr(quantities, name))
+    environment.filters["edge_cases"] = _edge_cases
     for name in ("why", "dearest", "kind_of", "where"):
         environment.globals[name] = getattr(operators, name)
     environment.globals["bounds"] = operators.BOUND_BY
     for name in ("interval", "percent_interval", "speedup", "change"):
         environment.globals[name] = _unbroken(getattr(quantities, name))
     return environment
+
+
+def _edge_cases(parity: ParityRecord) -> str:
+    """How many passed, and the names of those that did not."""
+    failed = [each.name for each in parity.edge_cases if each.verdict == "failed"]
+    passed = sum(each.verdict == "passed" for each in parity.edge_cases)
+    return f"✗ {', '.join(failed)}" if failed else f"{passed} passed" if parity.edge_cases else "–"
 
 
 def _broken_down(run: RunRecord) -> list[tuple[str, CandidateRecord, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from datetime import UTC, datetime
 
 from reports.records import (
@@ -13,11 +14,18 @@ from reports.records import (
     LayerRecord,
     MeasurementRecord,
     OperatorRecord,
-    ParityRecord,
     QualityRecord,
     RejectedRecord,
     RunRecord,
     TargetRecord,
+)
+from reports.verification import (
+    DelegationRecord,
+    ExportRecord,
+    FallbackRecord,
+    ParityGroupRecord,
+    ParityRecord,
+    TransposesRecord,
 )
 
 TARGET_MS = 8.5
@@ -110,16 +118,86 @@ def operators() -> tuple[OperatorRecord, ...]:
 
 
 def parity(passed: bool = True):
-    return (
-        ParityRecord(
-            format="tflite",
-            passed=passed,
+    def one(format: str, level: str, verdict: str, error: float, top1: float | None) -> ParityRecord:
+        own = ParityGroupRecord(
+            name="your samples",
+            verdict=verdict,
             samples=64,
-            relative_rmse=3.2e-7 if passed else float("nan"),
-            max_abs=4.1e-6 if passed else float("inf"),
-            top1_agreement=1.0 if passed else 0.11,
+            relative_rmse=error,
+            max_abs=10 * error,
+            sqnr_db=120.0,
+            cosine=1.0,
+            top1_agreement=top1,
+        )
+        edges = tuple(
+            own.model_copy(update={"name": name, "verdict": "passed", "samples": 4}) for name in ("zeros", "noise")
+        )
+        return ParityRecord(format=format, level=level, runner="runtime 1.0", verdict=verdict, groups=(own, *edges))
+
+    absent = ParityRecord(
+        format="coreml",
+        level="host",
+        runner="",
+        verdict="not run here",
+        reasons=("Core ML runs on Apple's systems alone",),
+    )
+    first = one("tflite", "host", "passed", 3.2e-7, 1.0) if passed else one("tflite", "host", "failed", math.nan, 0.11)
+    return one("pt2", "program", "passed", 0.0, 1.0), first, one("onnx", "emulator", "passed", 1e-7, None), absent
+
+
+def delegation():
+    torn = DelegationRecord(
+        format="tflite",
+        target="pixel-4-cpu",
+        runtime="ai-edge-litert 2.3.0",
+        delegate="XNNPACK",
+        learned="from the interpreter's plan",
+        partitions=2,
+        nodes=74,
+        delegated_nodes=73,
+        time_share=0.981,
+        fallbacks=(FallbackRecord(kind="ATAN2", module="layer2.1.angle", count=1),),
+        transposes=(
+            TransposesRecord(kind="TRANSPOSE", module="", count=2, where="border", asked=False, shape=(1, 32, 32, 3)),
         ),
-        ParityRecord(format="onnx", passed=True, samples=64, relative_rmse=0.0, max_abs=1.9e-6, top1_agreement=None),
+        crossing_bytes=131_072,
+        border_bytes=12_328,
+        violations=("XNNPACK leaves ATAN2 in layer2.1.angle to the runtime.",),
+    )
+    whole = torn.model_copy(
+        update={
+            "format": "onnx",
+            "delegate": "CPU",
+            "partitions": 1,
+            "delegated_nodes": 74,
+            "fallbacks": (),
+            "transposes": (),
+            "violations": (),
+            "crossing_bytes": 0,
+            "time_share": None,
+        }
+    )
+    unknown = DelegationRecord(
+        format="coreml",
+        target="",
+        runtime="coreml",
+        delegate="Core ML",
+        learned="not run here: Apple alone has it",
+    )
+    return torn, whole, unknown
+
+
+def exports():
+    return tuple(
+        ExportRecord(
+            format=name,
+            file=f"candidates/03/{name}/{file}",
+            sha256="ab" * 32,
+            bytes=1_205_432,
+            seconds=14.2,
+            peak_mib=1432.0,
+        )
+        for name, file in (("tflite", "model.tflite"), ("onnx", "model.onnx"), ("coreml", "model.mlpackage"))
     )
 
 
@@ -195,6 +273,8 @@ def probe(
         parameters=231_002,
         macs=21_700_000,
         parity=parity(),
+        delegation=delegation(),
+        exports=exports(),
         measurements=measurements(median_ms, 1_024_000),
         quality=QualityRecord.of_counts(
             "top-1" if labelled else "agreement with the original", correct, 2000, "artifact"
