@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.covered import coverage_tables
 from pipeline.cli.speaking import speaking
+from pipeline.export.failure import short
+from pipeline.export.formats import FORMATS
 from reports.console import Console
+
+if TYPE_CHECKING:
+    from pipeline.export.survey import Coverage
+    from pipeline.model.network import Network
 
 
 @click.command("inspect")
@@ -20,6 +28,15 @@ from reports.console import Console
 @click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--target", help="Target whose cost table prices the layers.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(list(FORMATS)),
+    help="Also show what its converter makes of each operator. Repeatable.",
+)
+@click.option("--lowering", is_flag=True, help="The same for the usual formats of the emulated phones.")
+@click.option("--logs", type=click.Path(path_type=Path), help="Directory for all that the converters print.")
 @speaking
 def command(
     model: str,
@@ -28,9 +45,17 @@ def command(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     target: str | None,
+    formats: tuple[str, ...],
+    lowering: bool,
+    logs: Path | None,
     console: Console,
 ) -> None:
-    """Layers, activations, entropy and predicted cost of MODEL; writes nothing."""
+    """Layers, activations, entropy and predicted cost of MODEL; writes nothing.
+
+    With --format or --lowering MODEL is converted as it is, in a child interpreter, and each operator is shown with
+    what each format makes of it: native (one operator of the format), decomposed (into several), fallback (the
+    delegate leaves it to slower kernels) or unsupported.
+    """
     from calibration.dataset import open_samples
     from calibration.statistics import collect
     from pipeline.compress.linearize import channel_dims, sites
@@ -82,23 +107,38 @@ def command(
             site,
             type(network.layer(site)).__name__,
             f"{entropy[site]:.3f}" if site in entropy else "",
-            _short(network.sources.get(site, "")),
+            short(network.sources.get(site, "")),
         )
+    coverages = _covered(network, formats, lowering, logs, console)
     total = sum(row["predicted_ms"] for row in rows) if costs else None
     line = f"{network.parameters():,} parameters, {sum(row['macs'] for row in rows) / 1e6:.1f} MMACs" + (
         f", predicted {total:.3g} ms on {target} (cost table, {costs.source})" if costs else ""
     )
     console.result(
-        [layers, Text(), activations, Text(), Text(line)],
+        [layers, Text(), activations, Text(), Text(line), *coverage_tables(coverages, console.width)],
         layers=rows,
         entropy=entropy,
         parameters=network.parameters(),
         predicted_ms=total,
+        **({"coverage": [each.to_json() for each in coverages]} if coverages else {}),
     )
 
 
-def _short(source: str) -> str:
-    """`file:line`, relative to the folder the user stands in where it is below it."""
-    file, _, line = source.rpartition(":")
-    below = file and Path(file).is_relative_to(Path.cwd())
-    return f"{Path(file).relative_to(Path.cwd())}:{line}" if below else source
+def _covered(
+    network: Network, formats: tuple[str, ...], lowering: bool, logs: Path | None, console: Console
+) -> list[Coverage]:
+    if not formats and not lowering:
+        return []
+    import torch
+
+    from pipeline.export.coverage import cover, usual_formats
+
+    with tempfile.TemporaryDirectory(prefix="planish-inspect-") as scratch, console.stage("lowering") as stage:
+        torch.export.save(network.exported(), Path(scratch) / "network.pt2")
+        return cover(
+            Path(scratch) / "network.pt2",
+            formats=formats or usual_formats(),
+            logs=logs or Path(scratch),
+            sources=network.sources,
+            progress=lambda format, phase: stage.update(f"{format}: {phase}"),
+        )

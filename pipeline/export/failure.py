@@ -45,6 +45,7 @@ _FROM_STABLEHLO = {
 _ENDS = (
     *("While executing %", "Original traceback:", "stack trace:", "See https://", "There are a few things to try"),
     *("You can proceed with", "Use tlparse", "Details:", "The error occurred while tracing"),
+    " from fake tensor input 0",
 )
 _PLAINER = (
     (re.compile(r"<OpOverload\(op='([\w.:]+)'[^>]*>"), r"\1"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["native", "decomposed", "fallback", "converted", "unsupported", "not known"]
 ORDER: tuple[Verdict, ...] = ("unsupported", "not known", "fallback", "converted", "decomposed", "native")
-LEAST_S = 60.0  # the search for refused kinds may take as long as the conversion of the network, and at least this
+LEAST_S = 60.0  # the search for refused kinds may take twice the conversion of the network, and at least this
 APART = {"ort": "onnx"}  # an ORT file holds the same graph; ONNX's is read more easily
 
 
@@ -103,7 +103,7 @@ def survey(program: ExportedProgram, format: str, *, phase: Callable[[str], None
     except Exception as error:  # whatever a converter raises is the answer
         traceback.print_exc()
         failure = explain(error, program, format, seconds=0)
-    deadline = time.monotonic() + max(time.monotonic() - started, LEAST_S)
+    deadline = time.monotonic() + max(2 * (time.monotonic() - started), LEAST_S)
     phase(f"converting {len(every)} kinds of operators side by side")
     apart = APART.get(format, format)
     fates: dict[Kind, Fate] = {}
@@ -123,7 +123,7 @@ def survey(program: ExportedProgram, format: str, *, phase: Callable[[str], None
         format,
         _rows(settled),
         whole is not None,
-        _learned(whole is not None, len(every)),
+        _learned(whole is not None, len(fates), len(every)),
         dict(whole.outside) if whole is not None and whole.outside is not None else None,
         failure,
         time.monotonic() - started,
@@ -150,7 +150,7 @@ def _settled(kind: Kind, alone: Fate | None, whole: Traced | None, failure: Fail
     if whole is None:
         if failure is not None and short_name(kind.operator) == failure.operator:
             return Fate("unsupported", reason=failure.sentence)
-        return alone or Fate("not known", reason="it cannot stand by itself, or time ran out")
+        return alone or Fate("not known", reason="not tried: time ran out, or it cannot stand by itself")
     if alone is None or alone.verdict == "unsupported":
         return Fate("converted")
     if alone.verdict == "fallback" and not {*alone.becomes} & {*(whole.outside or ())}:
@@ -174,6 +174,7 @@ def _rows(settled: Mapping[Kind, Fate]) -> tuple[OperatorCoverage, ...]:
     return tuple(sorted(rows.values(), key=lambda row: ORDER.index(row.verdict)))
 
 
-def _learned(converted: bool, count: int) -> str:
-    apart = f"what became of each operator was read from {count} kinds of them converted side by side"
-    return f"the whole network was converted; {apart}" if converted else f"the network as a whole is refused; {apart}"
+def _learned(converted: bool, tried: int, count: int) -> str:
+    kinds = f"{tried} of {count}" if tried < count else str(count)
+    whole = "the network as a whole" if converted else "the network as a whole (refused)"
+    return f"learned by converting {whole}, and {kinds} kinds of its operators side by side"
