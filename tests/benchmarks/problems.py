@@ -19,10 +19,16 @@ from torch import nn
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]  # for the project and for `networks`
 
+from networks.convnext import ConvNeXt  # noqa: E402
 from networks.efficientnet import EfficientNetLite0  # noqa: E402
+from networks.mixer import MlpMixer  # noqa: E402
 from networks.mobilenet import MobileNetV2  # noqa: E402
+from networks.mobilenet_v3 import MobileNetV3Large  # noqa: E402
 from networks.resnet import CifarResNet  # noqa: E402
-from networks.vit import small_vit  # noqa: E402
+from networks.small import randomise_norms  # noqa: E402
+from networks.swin import Swin  # noqa: E402
+from networks.vgg import VGG16  # noqa: E402
+from networks.vit import small_vit, vit_tiny  # noqa: E402
 
 from calibration.dataset import Samples, open_samples  # noqa: E402
 from pipeline.model.ingest import load_weights  # noqa: E402
@@ -108,4 +114,17 @@ PROBLEMS = {
     "efficientnet-lite0": Problem(
         "EfficientNet-Lite0 on ImageNet", EfficientNetLite0, "efficientnet-lite0-57934424.pth", *_PHOTOGRAPHS
     ),
+}
+
+# Networks for photographs of which no weights are here; norms are random, too, or they would fold to nothing.
+UNTRAINED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    name: (title, lambda build=build: randomise_norms(build()))
+    for name, title, build in (
+        ("mobilenet-v3-large", "MobileNetV3-Large", MobileNetV3Large),
+        ("vgg-16", "VGG-16", VGG16),
+        ("vit-tiny", "ViT-Tiny", vit_tiny),
+        ("swin-tiny", "Swin-Tiny", Swin),
+        ("convnext-atto", "ConvNeXt-Atto", ConvNeXt),
+        ("mlp-mixer", "MLP-Mixer S/16", MlpMixer),
+    )
 }
