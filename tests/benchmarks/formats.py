@@ -3,7 +3,7 @@
     python tests/benchmarks/formats.py [NETWORK ...] [--formats tflite ...] [--twice]
 
 Networks without public weights here have random ones; the images are real all the same (`problems.py` says where they
-are looked for). With `--twice` every artifact is exported again, and the two files compared.
+are looked for). With `--twice` every artifact is exported again, and the two files are compared.
 Appends to reports/benchmarks/formats.json after every artifact; what is there is not done again. Writes a table beside
 it.
 """
@@ -38,7 +38,7 @@ from targets.errors import PlanishError
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports" / "benchmarks"
 IMAGES = 64
-COLUMNS = (
+COLUMNS = ("format", "s", "MB", "MiB", "parity", "images", "edge cases", "top-1", "delegated", "left out", "twice")
     "format",
     "s",
     "MB",
@@ -130,9 +130,8 @@ def table(record: Row) -> Iterator[str]:
     yield "# Seven formats, nine networks"
     yield ""
     yield (
-        f"Parity against PyTorch on {IMAGES} real images: relative RMSE there, and the largest on edge cases. Delegated: "
-        "operators that the delegate takes, and in how many partitions. Seconds on a busy machine; memory is the "
-        "converter's peak."
+        f"Parity against PyTorch on {IMAGES} real images: relative RMSE there, and the largest on edge cases. Operators "
+        "that the delegate takes, and in how many partitions. Seconds on a busy machine; MiB is the converter's peak."
     )
     for network in record["networks"].values():
         program = network["program"]
