@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.export.conversion import Conversion, Phase, Request
 from pipeline.export.onnx import simplified, specification
+from pipeline.export.ort_order import in_order
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -37,7 +38,7 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
         path = Path(scratch) / "model.onnx"
         path.write_bytes(model.SerializeToString(deterministic=True))
         convert_onnx_models_to_ort(path, optimization_styles=[OptimizationStyle.Fixed], target_platform="arm")
-        content = path.with_suffix(".ort").read_bytes()
+        content = in_order(path.with_suffix(".ort").read_bytes())
         required = (Path(scratch) / REQUIRED_OPERATORS).read_text()
     phase("checking")
     return Conversion(
