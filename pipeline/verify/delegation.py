@@ -8,7 +8,7 @@ counted. `violations` is the gate of `--strict`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import Artifact
@@ -19,7 +19,7 @@ from targets.delegation.naming import Site, name_modules, plain
 from targets.delegation.onnx import REORDERS, Estimate, estimates, read_onnx
 from targets.delegation.placement import Placed, Placement, Where
 from targets.errors import VerificationError
-from targets.operators import RUNTIME
+from targets.operators import RUNTIME, align
 from targets.runners.artifact import runtime_version
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ class Fallback:
     Attributes:
         kind: as the format calls it: "ATAN2", "aten::atan".
         module: the user's; "" is the network itself.
-        between: for the network itself, the modules before and after.
         milliseconds: of one inference, all of them together; None where operators were not timed.
+        between: the modules before and after, where `module` is empty.
     """
 
     kind: str
     module: str
-    between: tuple[str, str]
     count: int
     milliseconds: float | None = None
+    between: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,16 @@ class Transposes:
         where: "border" when nothing but views lies between them and the artifact's inputs or outputs.
         asked: the network itself permutes there, so that no choice of layout could avoid them.
         shape: of the first one's result.
+        between: as of `Fallback`.
     """
 
     kind: str
     module: str
-    between: tuple[str, str]
     count: int
     where: Where
     asked: bool
     shape: tuple[int, ...]
+    between: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Delegation:
         learned: how the figures are known, a clause.
         partitions: calls of the delegate in one inference.
         nodes, delegated_nodes: operators as the artifact has them, and those that the delegate runs; None for a
-            delegate that hides what it holds.
+            delegate that hides what it holds (Core ML), unless the converter says it.
         time_share: of an inference, 0..1, spent in the delegate; None where operators were not timed.
         crossing_bytes: of activations that enter or leave partitions, without the artifact's own inputs and outputs.
         border_bytes: of these.
@@ -185,7 +186,8 @@ def delegation(
             fix="export it again; if that does not help, choose another format.",
             code="DELEGATION_UNREAD",
         ) from error
-    placement = name_modules(placement, sites)
+    placement = name_modules(_with_left_modules(placement, artifact), sites)
+    inside = _inside(placement, artifact)
     session = _SESSIONS.get(artifact.format)
     crossing, border = placement.crossing()
     return Delegation(
@@ -194,8 +196,8 @@ def delegation(
         delegate=placement.delegate,
         learned=placement.learned,
         partitions=placement.partitions,
-        nodes=None if placement.opaque else len(placement.operators),
-        delegated_nodes=None if placement.opaque else len(placement.operators) - len(placement.fallbacks),
+        nodes=None if inside is None else inside + len(placement.fallbacks),
+        delegated_nodes=inside,
         time_share=_time_share(placement, times),
         fallbacks=_fallbacks(placement, times),
         transposes=_transposes(placement),
@@ -205,12 +207,36 @@ def delegation(
     )
 
 
+def _with_left_modules(placement: Placement, artifact: Artifact) -> Placement:
+    """With the modules of what ExecuTorch runs itself, which the converter saw before it turned them into kernels."""
+    if artifact.delegation is None:
+        return placement
+    kernels = [each for each in artifact.delegation["outside"] if each["kernel"]]
+    left = [index for index, operator in enumerate(placement.operators) if operator.partition is None]
+    pairs = align(left, kernels, lambda at, one: int(placement.operators[at].kind == one["kernel"].partition(".")[0]))
+    modules = {left[mine]: kernels[its]["module"] for mine, its in pairs}
+    operators = (replace(each, module=modules.get(at, "")) for at, each in enumerate(placement.operators))
+    return replace(placement, operators=tuple(operators))
+
+
+def _inside(placement: Placement, artifact: Artifact) -> int | None:
+    """Operators that the delegate runs; where it hides them, those that the converter gave it, if that is known."""
+    if not placement.opaque:
+        return len(placement.operators) - len(placement.fallbacks)
+    if artifact.delegation is None:
+        return None
+    return sum(len(each["operators"]) for each in artifact.delegation["delegates"])
+
+
 def _fallbacks(placement: Placement, times: Sequence[OperatorTime | OperatorRecord]) -> tuple[Fallback, ...]:
     """Grouped, in the order of the first of each group."""
     groups: dict[tuple[str, str, tuple[str, str]], list[float | None]] = {}
     for operator, milliseconds in zip(placement.fallbacks, _milliseconds(placement.fallbacks, times)):
         groups.setdefault(_place(operator), []).append(milliseconds)
-    return tuple(Fallback(*of, len(each), None if None in each else sum(each)) for of, each in groups.items())
+    return tuple(
+        Fallback(kind, module, len(each), None if None in each else sum(each), between)
+        for (kind, module, between), each in groups.items()
+    )
 
 
 def _place(operator: Placed) -> tuple[str, str, tuple[str, str]]:
@@ -235,7 +261,7 @@ def _time_share(placement: Placement, times: Sequence[OperatorTime | OperatorRec
     if not times:
         return None
     own = {plain(operator.kind) for operator in placement.fallbacks} | {RUNTIME}
-    return sum(row.share for row in times if plain(row.kind) not in own)
+    return min(1.0, sum(row.share for row in times if plain(row.kind) not in own))
 
 
 def _transposes(placement: Placement) -> tuple[Transposes, ...]:
@@ -244,8 +270,8 @@ def _transposes(placement: Placement) -> tuple[Transposes, ...]:
     for operator in moving:
         groups.setdefault((_place(operator), placement.where(operator), operator.asked), []).append(operator)
     return tuple(
-        Transposes(*place, len(each), where, asked, each[0].out_shapes[0])
-        for (place, where, asked), each in groups.items()
+        Transposes(kind, module, len(each), where, asked, each[0].out_shapes[0], between)
+        for ((kind, module, between), where, asked), each in groups.items()
     )
 
 
@@ -277,13 +303,14 @@ def _avoidable(transposes: Transposes, format: str) -> bool:
 
 def _counted(operators: Fallback | Transposes) -> str:
     """ "ATAN2 in 'stem.odd'", "ADD (2 times) between 'stem' and 'head'"."""
-    before, after = (f"'{name}'" if name else "" for name in operators.between)
+    times = f" ({operators.count} times)" if operators.count > 1 else ""
+    before, after = operators.between
+    if before and after:
+        return f"{operators.kind}{times} between '{before}' and '{after}'"
     place = f"in '{operators.module}'" if operators.module else "in the network itself"
     if before or after:
-        place = (
-            f"between {before} and {after}" if before and after else f"behind {before}" if before else f"before {after}"
-        )
-    return f"{operators.kind}{f' ({operators.count} times)' if operators.count > 1 else ''} {place}"
+        place = f"behind '{before}'" if before else f"before '{after}'"
+    return f"{operators.kind}{times} {place}"
 
 
 def require_strict(delegation: Delegation, artifact: Artifact, limits: Limits = Limits()) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from targets.delegation.placement import Placed, Placement, moves_data
 from targets.graph import read_graph
+from targets.runners.artifact import runtime_version
 
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
 REORDERS = {"ReorderInput", "ReorderOutput"}
@@ -26,7 +27,11 @@ BLOCKED_LAYOUTS = "NchwcTransformer"  # an optimiser that exists where the proce
 class Estimate:
     """What another provider would take, going by the names of operators it knows: an estimate, nothing was run.
 
-    `verdict` is "yes", "maybe" or "no": whether to try that provider at all, as onnxruntime's own checker puts it.
+    Attributes:
+        delegate: "NNAPI", "Core ML".
+        unsupported: kinds of operators it would leave.
+        verdict: "yes", "maybe" or "no": whether to try that provider at all, in the words of the source.
+        source: who says so.
     """
 
     delegate: str
@@ -35,6 +40,7 @@ class Estimate:
     delegated_nodes: int
     unsupported: tuple[str, ...]
     verdict: str
+    source: str
 
 
 def read_onnx(path: Path, *, blocked: bool = False) -> Placement:
@@ -118,6 +124,7 @@ def estimates(path: Path) -> tuple[Estimate, ...]:
             info.num_supported_nodes,
             tuple(sorted(kind.rpartition(":")[2] for kind in info.unsupported_ops)),
             info.suitability().name.lower(),
+            f"the usability checker of {runtime_version('onnx')}, by tables of operators",
         )
         for name, info in found.items()
     )
