@@ -38,19 +38,7 @@ from targets.errors import PlanishError
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports" / "benchmarks"
 IMAGES = 64
-COLUMNS = ("format", "s", "MB", "MiB", "parity", "images", "edge cases", "top-1", "delegated", "left out", "twice")
-    "format",
-    "s",
-    "MB",
-    "peak, MiB",
-    "parity",
-    "images",
-    "edge cases",
-    "top-1",
-    "delegated",
-    "left out",
-    "twice",
-)
+COLUMNS = "format s MB MiB parity images edges top-1 delegated left-out twice".split()
 TRAINED = ("resnet-20", "mobilenet-v2", "efficientnet-lite0")
 Row = dict[str, Any]
 
@@ -130,8 +118,8 @@ def table(record: Row) -> Iterator[str]:
     yield "# Seven formats, nine networks"
     yield ""
     yield (
-        f"Parity against PyTorch on {IMAGES} real images: relative RMSE there, and the largest on edge cases. Operators "
-        "that the delegate takes, and in how many partitions. Seconds on a busy machine; MiB is the converter's peak."
+        f"Parity against PyTorch on {IMAGES} real images: relative RMSE there, and the largest on edge cases. "
+        "Operators that the delegate takes, and in how many partitions. Seconds on a busy machine; MiB is the converter's peak."
     )
     for network in record["networks"].values():
         program = network["program"]
