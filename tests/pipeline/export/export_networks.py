@@ -184,3 +184,8 @@ def exported(name: str, format: str) -> Artifact:
         input_range=(-1.0, 2.0),
         log=workspace() / f"{name}.{format}.log",
     )
+
+
+def residual() -> nn.Module:
+    """What a user's model file has: a callable that returns the network."""
+    return build(Residual)

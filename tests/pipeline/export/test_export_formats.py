@@ -16,6 +16,7 @@ from export_networks import NETWORKS, build, eager, exported, images, saved, wor
 from pipeline.export.artifact import Artifact, bytes_of, files_of, sha256_of
 from pipeline.export.contract import Contract
 from pipeline.export.formats import FORMATS
+from pipeline.export.ort_order import in_order
 from pipeline.export.together import export_all
 from pipeline.verify.execute import from_layout, run_artifact, to_layout
 from targets.errors import MissingEnvironmentError
@@ -136,6 +137,27 @@ def test_ort_is_for_any_processor_and_names_what_it_needs(artifacts):
     lines = [line.split(";") for line in artifact.path.with_name(config).read_text().splitlines()]
     listed = {(domain, operator) for domain, _, operators in lines for operator in operators.split(",")}
     assert listed == used
+
+
+def test_ort_files_differ_in_nothing_but_an_order(artifacts, tmp_path):
+    """ONNX Runtime's own hash tables put a part of the file in another order each time, in one process as in two."""
+    import onnxruntime
+
+    written = set()
+    for index in range(8):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / f"{index}.ort")
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        onnxruntime.InferenceSession(str(artifacts["onnx"].path), options, providers=["CPUExecutionProvider"])
+        written.add(in_order((tmp_path / f"{index}.ort").read_bytes()))
+    (content,) = written
+    assert in_order(content) == content
+    name = artifacts["onnx"].inputs[0].name
+    found, plain = (
+        onnxruntime.InferenceSession(model).run(None, {name: images(1)})
+        for model in (content, (tmp_path / "0.ort").read_bytes())
+    )
+    assert np.array_equal(found[0], plain[0])
 
 
 def test_core_ml_package_is_whole(artifacts):
