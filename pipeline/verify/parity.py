@@ -14,16 +14,14 @@ layer, may move them by `ROUNDINGS` times as much. Samples on which the network 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.export.artifact import Artifact
-from pipeline.verify.edge_cases import OWN, Group
-from pipeline.verify.execute import from_layout, run_artifact, to_layout
+from pipeline.verify.edge_cases import OWN
 from pipeline.verify.figures import OutputParity, Scale, compare
 from pipeline.verify.reference import Case, Reference
 from pipeline.verify.task import TaskParity
@@ -193,14 +191,12 @@ def judge(
     )
 
 
-def require(parity: Parity, artifact: Artifact) -> None:
-    """Raises VerificationError `PARITY_FAILED`, with the first reason and the worst figures, if parity failed."""
-    if parity.failed:
-        raise failure(parity, artifact.path)
-
-
 def failure(parity: Parity, path: Path) -> VerificationError:
-    """The error of a parity that failed; `path` is the file that was run."""
+    """The error `PARITY_FAILED` of a parity that failed: the first reason, the worst figures, the groups concerned.
+
+    Args:
+        path: the file that was run.
+    """
     what, fix = {
         "program": (
             "The exported program does not compute what the network computes.",
@@ -321,37 +317,3 @@ def _strict(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _figures(data: dict[str, Any]) -> dict[str, Any]:
     return {key: float(value) if key != "name" and isinstance(value, str) else value for key, value in data.items()}
-
-
-Runner = Callable[[Artifact, np.ndarray], list[np.ndarray]]
-
-
-def check(
-    artifact: Artifact,
-    eager_outputs: Sequence[np.ndarray],
-    samples: np.ndarray,
-    *,
-    run: Runner = run_artifact,
-    tolerance: Tolerance = FP32,
-) -> Parity:
-    """Compares the artifact with the network on `samples` alone; `levels.check_host` has the edge cases too.
-
-    Args:
-        eager_outputs: the network's outputs on `samples`, [N, ...] each, in the network's own layout.
-        samples: [N, C, H, W] float32 (or [N, F]).
-        run: runs an artifact on samples in the artifact's layout and returns [N, ...] per output, in that layout too.
-    """
-    found = [
-        from_layout(output, specification)
-        for output, specification in zip(run(artifact, to_layout(samples, artifact.inputs[0])), artifact.outputs)
-    ]
-    return judge(
-        Reference((Case(Group(OWN, samples), tuple(eager_outputs)),)),
-        found,
-        [specification.name for specification in artifact.outputs],
-        artifact_sha256=artifact.sha256,
-        format=artifact.format,
-        level="host",
-        runner=artifact.runtime,
-        tolerance=tolerance,
-    )

@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.export.artifact import Artifact, TensorSpec
+from pipeline.export.artifact import TensorSpec
 from pipeline.verify.edge_cases import OWN, Group
 from pipeline.verify.execute import from_layout, to_layout
 from pipeline.verify.figures import compare, top1_agreement
-from pipeline.verify.parity import Parity, judge, require
+from pipeline.verify.parity import Parity, failure, judge
 from pipeline.verify.reference import Case, Reference
 from pipeline.verify.tolerance import FP16, FP32, INT8, ROUNDINGS, TOLERANCES, Tolerance
-from targets.errors import VerificationError
 
 SEEDS = st.integers(0, 2**32 - 1)
-ARTIFACT = Artifact(Path("model.onnx"), "onnx", "0" * 64, 1, "onnxruntime", "1.14", (), (), {}, 0.0)
+FILE = Path("model.onnx")
 
 
 def case(name: str, *outputs: np.ndarray, nudged: np.ndarray | None = None) -> Case:
@@ -175,9 +174,9 @@ def test_a_failed_edge_case_is_named_and_the_users_samples_stay_apart():
     assert parity.failed and parity.reasons[0].startswith("on the edge case 'constant minimum' output 'output_0' has")
     assert [group.verdict for group in parity.groups] == ["passed", "failed"]
     assert parity.samples == 8 and parity.outputs[0].relative_rmse == 0
-    with pytest.raises(VerificationError) as caught:
-        require(parity, ARTIFACT)
-    assert "'constant minimum'" in caught.value.why and "(n = 1)" in caught.value.why
+    error = failure(parity, FILE)
+    assert (error.code, error.exit_code, error.where) == ("PARITY_FAILED", 4, "model.onnx")
+    assert "'constant minimum'" in error.why and "(n = 1)" in error.why and len(str(error).splitlines()) == 4
 
 
 def test_where_the_network_itself_is_not_finite_nothing_is_judged():
@@ -236,8 +235,7 @@ def test_wrong_count_and_wrong_shape_fail_without_figures():
     reference = np.ones((8, 10))
     parity = verdict(np.ones((8, 9)), reference)
     assert parity.failed and "[8, 9]" in parity.reasons[0] and parity.outputs == ()
-    with pytest.raises(VerificationError, match="does not compute"):
-        require(parity, ARTIFACT)
+    assert "does not compute" in failure(parity, FILE).what
     parity = judged([case(OWN, reference, reference)], [reference])
     assert parity.failed and "1 outputs, the network 2" in parity.reasons[0]
     assert verdict(np.ones((80,)), reference).failed, "an output without a batch dimension"
@@ -246,16 +244,13 @@ def test_wrong_count_and_wrong_shape_fail_without_figures():
 def test_worst_output_is_named():
     reference = np.random.default_rng(0).standard_normal((8, 10))
     parity = judged([case(OWN, reference, reference)], [reference * 1.01, reference * 1.5])
-    with pytest.raises(VerificationError) as caught:
-        require(parity, ARTIFACT)
-    assert "worst output 'output_1': relative RMSE 0.5" in caught.value.why
+    assert "worst output 'output_1': relative RMSE 0.5" in failure(parity, FILE).why
 
 
 def test_what_was_not_run_has_neither_passed_nor_failed():
     passed = verdict(np.ones((8, 10)), np.ones((8, 10)))
     parity = dataclasses.replace(passed, verdict="not run here", reasons=("no phone",), groups=(), runner="")
     assert not parity.passed and not parity.failed and parity.samples == 0 and parity.outputs == ()
-    require(parity, ARTIFACT)
     assert Parity.from_json(json.loads(json.dumps(parity.to_json(), allow_nan=False))) == parity
 
 
