@@ -103,16 +103,19 @@ def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> ExportedProgra
 
 
 def attempts(
-    of: Sequence[Kind], program: ExportedProgram, lower: Lower, *, deadline: float
+    of: Sequence[Kind], program: ExportedProgram, lower: Lower, *, deadline: float, suspect: str = ""
 ) -> Iterator[tuple[list[Kind], Any]]:
     """Groups of kinds with what `lower` made of them side by side, single kinds with the exception that it raised.
 
     A group that is refused is halved, the first half first: one culprit among n kinds costs some 2 log2 n conversions
     of ever smaller programs. Ends when all are done, or with the first attempt after `deadline` (`time.monotonic`).
-    Kinds that cannot stand by themselves are passed over.
+    Kinds that cannot stand by themselves are passed over. Calls of `suspect`, which the converter named when it refused
+    the whole, come last and do not hold up the others.
     """
-    groups = [[kind for kind in of if _stands_alone(kind, program)]]
-    while groups and groups[-1] and time.monotonic() < deadline:
+    able = [kind for kind in of if _stands_alone(kind, program)]
+    suspects = [kind for kind in able if kind.operator == suspect]
+    groups = [group for group in (suspects, [kind for kind in able if kind not in suspects]) if group]
+    while groups and time.monotonic() < deadline:
         group = groups.pop()
         try:
             yield group, lower(side_by_side(group, program))
@@ -205,7 +208,7 @@ def _form(value: Any, constants: dict[str, Tensor]) -> tuple[Any, ...]:
         tensor = value.meta.get("val")
         if not isinstance(tensor, Tensor):
             return ("computed",)
-        sizes = tuple(size == 1 for size in tensor.shape)
+        sizes = tuple(isinstance(size, int) and size == 1 for size in tensor.shape)
         return "tensor", str(tensor.dtype), sizes, value.name in constants
     if isinstance(value, (tuple, list)):
         return tuple(_form(item, constants) for item in value)
@@ -232,7 +235,7 @@ def _read(node: Node) -> list[int]:
     """Of an operator with several results, those that the network reads; none for an operator with one."""
     if not isinstance(node.meta.get("val"), (tuple, list)):
         return []
-    return sorted({user.args[1] for user in node.users if user.target is operator.getitem})
+    return sorted({user.args[1] for user in node.users if user.target is operator.getitem and user.users})
 
 
 def _computes(node: Node) -> bool:

@@ -107,17 +107,22 @@ def survey(program: ExportedProgram, format: str, *, phase: Callable[[str], None
     phase(f"converting {len(every)} kinds of operators side by side")
     apart = APART.get(format, format)
     fates: dict[Kind, Fate] = {}
-    for group, outcome in attempts(every, program, lowering(apart), deadline=deadline):
+    suspect = next((kind.operator for kind in every if failure and short_name(kind.operator) == failure.operator), "")
+    for group, outcome in attempts(every, program, lowering(apart), deadline=deadline, suspect=suspect):
         if isinstance(outcome, Exception):
             fates[group[0]] = Fate("unsupported", reason=clean(root_of(outcome)))
         else:
             branches = traced(outcome, apart).branches([kind.results for kind in group])
             fates |= dict(zip(group, map(_fate, branches)))
         phase(f"converting {len(every)} kinds of operators side by side: {len(fates)} done")
-    if failure is not None and not failure.operator and all(fate.verdict != "unsupported" for fate in fates.values()):
-        phase("looking for the operator that is refused behind others")
-        first = first_refused(program, lower, deadline=deadline)
-        failure = blamed(failure, [first] if first is not None else [], "in place")
+    if failure is not None and not failure.operator:
+        unsupported = next((kind for kind, fate in fates.items() if fate.verdict == "unsupported"), None)
+        if unsupported is not None:
+            failure = blamed(failure, unsupported.nodes, "alone")
+        else:
+            phase("looking for the operator that is refused behind others")
+            first = first_refused(program, lower, deadline=deadline)
+            failure = blamed(failure, [first] if first is not None else [], "in place")
     settled = {kind: _settled(kind, fates.get(kind), whole, failure) for kind in every}
     return Coverage(
         format,
