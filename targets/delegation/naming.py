@@ -73,33 +73,42 @@ def name_modules(placement: Placement, sites: Sequence[Site]) -> Placement:
     """The placement with the user's modules, and with what moves activations because the network itself does.
 
     Args:
-        sites: in the order of execution. Without any, a file's own modules are kept and the others between them get the
-            innermost module that holds both neighbours.
+        sites: in the order of execution. Without any, only what a file tells itself is known.
+
+    What cannot be paired is the module's of the sites around it that give as much, else of what holds both neighbours.
     """
-    pairs = dict(align(placement.operators, sites, _likeness))
-    paired = [
-        replace(
-            operator,
-            module=operator.module or (sites[pairs[index]].module if index in pairs else ""),
-            asked=operator.moves and index in pairs,
-        )
-        for index, operator in enumerate(placement.operators)
-    ]
-    named = []
-    for index, operator in enumerate(paired):
-        before = next((other.module for other in reversed(paired[:index]) if other.module), "")
-        after = next((other.module for other in paired[index + 1 :] if other.module), "")
-        module = operator.module
-        if index not in pairs and not module:
-            inside = [site.module for site in _unpaired(index, pairs, sites) if site.size == operator.size]
-            module = common(inside or [side.rpartition(".")[0] for side in (before, after)])
-        named.append(replace(operator, module=module, between=(before, after)))
-    return replace(placement, operators=tuple(named))
+    weighted = [(operator, _products(operator)) for operator in placement.operators]
+    pairs = dict(align(weighted, sites, lambda mine, site: _likeness(*mine, site)))
+    operators = list(placement.operators)
+    for index, operator in enumerate(operators):
+        module = operator.module or (sites[pairs[index]].module if index in pairs else "")
+        operators[index] = replace(operator, module=module, asked=operator.moves and index in pairs)
+    by_size = {}
+    for index, operator in enumerate(operators):
+        inside = [site.module for site in _unpaired(index, pairs, sites) if site.size == operator.size]
+        if inside and index not in pairs and not operator.module:
+            by_size[index] = common(inside)
+    operators = [replace(each, module=by_size.get(index, each.module)) for index, each in enumerate(operators)]
+    around = list(zip(_last_known(operators), reversed(_last_known(operators[::-1]))))
+    return replace(
+        placement,
+        operators=tuple(
+            replace(each, module=each.module or (common(sides) if index not in pairs else ""), between=sides)
+            for index, (each, sides) in enumerate(zip(operators, around))
+        ),
+    )
 
 
-def _likeness(operator: Placed, site: Site) -> int:
-    """How strongly an operator may be a site's; 0: it is not."""
-    products = _products(operator)
+def _last_known(operators: Sequence[Placed]) -> list[str]:
+    """The nearest known module before each."""
+    known = [""]
+    for operator in operators:
+        known.append(operator.module or known[-1])
+    return known[:-1]
+
+
+def _likeness(operator: Placed, products: int, site: Site) -> int:
+    """How strongly an operator of so many multiply-accumulates may be a site's; 0: it is not."""
     if products or site.macs:
         return WEIGHTED if products == site.macs else 0
     return int(operator.size == site.size and alike(operator.kind, site.kind))

@@ -131,12 +131,13 @@ SITES = (
 
 
 def test_operators_are_named_by_products_and_what_is_between_by_size():
-    """Of an error function, taken apart, all parts are its module's; the folded rectifier takes none."""
+    """Of an error function, taken apart, all parts are its module's; the folded rectifier takes none. What gives
+    something else, here the padding, is of what holds both sides."""
     parts = [Placed(kind, 0, ("x",), (kind,), ((1, 8, 8, 4),), ((1, 8, 8, 4),)) for kind in ("MINIMUM", "MUL", "DIV")]
     pad = Placed("PAD", 0, ("DIV",), ("p",), ((1, 8, 8, 4),), ((1, 10, 10, 4),))
     named = name_modules(placement(convolution("in", "x", 4), *parts, pad, convolution("p", "out", 8)), SITES)
-    assert [each.module for each in named.operators] == ["stem", *3 * ["neck.odd"], "", "neck.last"]
-    assert named.operators[4].between == ("stem", "neck.last")
+    assert [each.module for each in named.operators] == ["stem", *3 * ["neck.odd"], "neck", "neck.last"]
+    assert named.operators[4].between == ("neck.odd", "neck.last")
 
 
 def test_a_transpose_of_the_networks_own_is_told_from_another():
