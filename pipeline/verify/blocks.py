@@ -37,7 +37,11 @@ class Blocks:
         for node in self._order:
             name = self._name(node)
             if node.op == "call_function":
-                name = next(free for free in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(1))) if free not in taken)
+                name = next(
+                    free
+                    for free in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(1)))
+                    if free not in taken
+                )
                 taken.add(name)
             self._names[node] = name
 
@@ -101,7 +105,8 @@ def _containers(layers: Iterable[str], products: list[str]) -> set[str]:
     return {
         container
         for container, inside in children.items()
-        if all(child.rpartition(".")[2].isdecimal() for child in inside) and 2 * sum(map(is_block, inside)) >= len(inside)
+        if all(child.rpartition(".")[2].isdecimal() for child in inside)
+        and 2 * sum(map(is_block, inside)) >= len(inside)
     }
 
 

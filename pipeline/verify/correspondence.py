@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from pipeline.verify.tapped import Values
 EQUAL = 1e-4  # relative RMSE; rounding in another order of summation stays two orders of magnitude below
 _ALIKE = 0.3  # the artifact's value of a node that is wrong by a little, where nothing further on can confirm it
 _SUSPECTS = 40  # nodes behind the last known one that may be where the artifact goes on
+_NEXT = 8  # of the artifact's values of a size, in the order of the file, that may be what it has in such a place
 _FURTHER = 24  # nodes that a guess is followed for until it must have been confirmed
 
 
@@ -40,17 +41,13 @@ class Found:
     Attributes:
         tensor: index in `Values.tensors`.
         taken: [N, ...] the artifact's value in the node's own layout.
-        expected: [N, ...] what the network computes from the artifact's values before it.
-        own: relative RMSE between the two.
-        inputs: [N, ...] the artifact's values that `expected` was computed from, by node.
+        own: relative RMSE between it and what the network computes from the artifact's values before it.
     """
 
     node: fx.Node
     tensor: int
     taken: Tensor
-    expected: Tensor
     own: float
-    inputs: Mapping[fx.Node, Tensor]
 
 
 def distance(actual: Tensor, reference: Tensor) -> float:
@@ -65,28 +62,6 @@ def distance(actual: Tensor, reference: Tensor) -> float:
     scale = float(reference.double().square().mean().sqrt())
     error = float((actual.double() - reference.double()).square().mean().sqrt())
     return error / scale if scale else (0.0 if error == 0 else math.inf)
-
-
-class _Injecting(fx.Interpreter):
-    """Runs a network with an error added to the value of one node."""
-
-    def __init__(self, graph: fx.GraphModule, node: fx.Node, error: Tensor) -> None:
-        super().__init__(graph)
-        self._node, self._error = node, error
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        return value + self._error.to(value.dtype) if n is self._node else value
-
-
-def effect(network: Network, samples: np.ndarray, found: Found) -> float:
-    """How far the network's outputs move when nothing but this own error is put into it: relative RMSE, the largest."""
-    moved, right = [], []
-    with torch.no_grad():
-        for sample, taken, expected in zip(torch.from_numpy(samples), found.taken, found.expected):
-            right.append(tree_leaves(network(sample[None])))
-            moved.append(tree_leaves(_Injecting(network.graph, found.node, taken - expected).run(sample[None])))
-    return max(distance(torch.stack(its), torch.stack(reference)) for its, reference in zip(zip(*moved), zip(*right)))
 
 
 class Correspondence:
@@ -107,7 +82,7 @@ class Correspondence:
         self._known: list[dict[fx.Node, object]] = [{} for _ in self._samples]
         self.found: dict[fx.Node, Found] = {}
         output = next(iter(reversed(network.graph.graph.nodes)))
-        self._outputs = dict(zip(tree_leaves(output.args), values.outputs, strict=True))
+        self._outputs = dict(zip(tree_leaves(output.args), values.outputs))
         with torch.no_grad():
             self._follow(0)
             while lost := [node for node in self._outputs if node not in self.found]:
@@ -122,6 +97,18 @@ class Correspondence:
                     inside.add(source)
                     waiting.append(source)
         return sorted(inside, key=self._order.__getitem__)
+
+    def value(self, node: fx.Node) -> Tensor:
+        """[N, ...] the artifact's value of a found node or an input, else what the network computes from those."""
+        return torch.stack([known[node] for known in self._known])
+
+    def expected(self, node: fx.Node) -> Tensor:
+        """[N, ...] what the network computes at a found node from the artifact's values before it."""
+        rows = [dict(known) for known in self._known]
+        with torch.no_grad():
+            for inside, row in itertools.product(self.between(node), rows):
+                row[inside] = self._compute(inside, row)
+        return torch.stack([row[node] for row in rows])
 
     def ordered(self) -> list[Found]:
         """What was found, in the network's order."""
@@ -172,13 +159,7 @@ class Correspondence:
 
     def _take(self, node: fx.Node, tensor: int, taken: Tensor, expected: Tensor) -> None:
         taken = taken.contiguous()
-        inputs = {
-            source: torch.stack([known[source] for known in self._known])
-            for inside in self.between(node)
-            for source in inside.all_input_nodes
-            if source in self.found or source.op == "placeholder"
-        }
-        self.found[node] = Found(node, tensor, taken, expected, distance(taken, expected), inputs)
+        self.found[node] = Found(node, tensor, taken, distance(taken, expected))
         for known, value in zip(self._known, taken):
             known[node] = value.to(known[node].dtype)
 
@@ -201,9 +182,9 @@ class Correspondence:
                     return node
         # Nothing between the last right value and this output is to be recognised.
         node = lost[0]
-        expected = torch.stack([known[node] for known in self._known])
-        tensor = self._outputs[node]
-        laid = next(_layouts(self._tensors[tensor], expected))
+        expected, tensor = self.value(node), self._outputs[node]
+        fits = self._prints[tensor][0] == expected.numel()
+        laid = next(_layouts(self._tensors[tensor], expected)) if fits else torch.full_like(expected, math.nan)
         self._take(node, tensor, laid, expected)
         return node
 
@@ -226,26 +207,22 @@ class Correspondence:
         ]
 
     def _guesses(self, node: fx.Node) -> Iterator[tuple[int, Tensor]]:
-        """The values that may be this node's, the most similar first, in its layout."""
+        """What may be this node's, in its layout: values like what it should be, then the next ones in the file."""
         expected = self._stacked(node, self._known)
         taken = {found.tensor for found in self.found.values()}
         before = max((self.found[source].tensor for source in self._found_before(node)), default=-1)
-        guesses = [
-            (distance(laid, expected), index, laid)
+        left = [
+            index
             for index in range(before + 1, len(self._tensors))
             if index not in taken and self._prints[index][0] == expected.numel()
-            for laid in _layouts(self._tensors[index], expected)
         ]
-        for _, index, laid in sorted(guesses, key=lambda guess: guess[:2]):
-            yield index, laid
+        guesses = [(index, laid) for index in left for laid in _layouts(self._tensors[index], expected)]
+        alike = [distance(laid, expected) < _ALIKE for _, laid in guesses]
+        yield from itertools.compress(guesses, alike)
+        yield from (guess for guess, seen in zip(guesses, alike) if not seen and guess[0] in left[:_NEXT])
 
     def _found_before(self, node: fx.Node) -> list[fx.Node]:
-        return [
-            source
-            for inside in self.between(node)
-            for source in inside.all_input_nodes
-            if source in self.found
-        ]
+        return [source for inside in self.between(node) for source in inside.all_input_nodes if source in self.found]
 
     def _confirmed(self, node: fx.Node, tensor: int, laid: Tensor) -> bool:
         """Whether the network, going on from this value, computes another value of the artifact.

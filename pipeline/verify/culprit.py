@@ -22,12 +22,11 @@ from pipeline.export.artifact import Artifact
 from pipeline.model.network import Network
 from pipeline.verify import reproducer
 from pipeline.verify.blocks import Blocks, moves
-from pipeline.verify.correspondence import Correspondence, Found, distance, effect
+from pipeline.verify.correspondence import Correspondence, Found, distance
 from pipeline.verify.execute import from_layout, run_artifact, to_layout
 from pipeline.verify.parity import FP32
+from pipeline.verify.parts import effect
 from pipeline.verify.tapped import interior
-
-IN_THE_ARTIFACT, IN_PREFIXES = "the artifact", "re-exported prefixes"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Culprit:
         module: the layer in it, as far as the artifact's values tell: what it fuses cannot be told apart.
         wrong: every block that is wrong by itself, the first one first.
         blocks: the errors by depth, in the order of execution.
-        looked_into: "the artifact", or "re-exported prefixes" where its inside cannot be seen.
+        looked_into: what was compared, in words: "39 values inside the artifact".
         samples: how many samples were looked at.
         reproducer: folder with the block, its input, what it should and what it did give; None without culprit.
     """
@@ -90,7 +89,7 @@ class Culprit:
         return cls(**{**data, "wrong": tuple(data["wrong"]), "blocks": blocks, "reproducer": folder})
 
 
-SAMPLES = 4  # looked at; whatever is wrong on all is wrong on the worst
+SAMPLES = 4  # looked at, as far as the memory for what is computed on them goes
 _FLOOR = 1e-5  # relative RMSE of one operator: an order of magnitude above rounding, two below FP32's tolerance
 
 
@@ -110,35 +109,41 @@ def search(artifact: Artifact, network: Network, samples: np.ndarray, *, folder:
         VerificationError, UsageError: as `HostRuntime`.
     """
     worst = _worst(artifact, network, samples)
-    correspondence = Correspondence(network, worst, interior(artifact, worst))
+    values = interior(artifact, worst)
+    worst = worst[: values.samples]
+    looked_into = f"{len(values.tensors)} values inside the artifact"
+    correspondence = Correspondence(network, worst, values)
     blocks = Blocks(network)
     depths = _errors(network, worst, correspondence, blocks)
     suspects = [found for found in correspondence.found.values() if found.own > _FLOOR]
-    effects = [effect(network, worst, suspect) for suspect in suspects]
+    effects = [
+        effect(network, worst, suspect.node, suspect.taken - correspondence.expected(suspect.node))
+        for suspect in suspects
+    ]
     least = min(FP32.relative_rmse, max(effects, default=0.0)) / 2
     wrong = [suspect for suspect, moved in zip(suspects, effects) if moved >= least]
     names = {found.node: _responsible(found, correspondence, blocks) for found in wrong}
     first = min(wrong, key=lambda found: correspondence.position(found.node), default=None)
     if first is None:
-        return Culprit(None, None, (), depths, IN_THE_ARTIFACT, len(worst), None)
+        return Culprit(None, None, (), depths, looked_into, len(worst), None)
     responsible = names[first.node]
     block, module = blocks.block(responsible), blocks.module(responsible)
-    reproducer.write(folder, artifact, network, first, correspondence.between(first.node), module)
+    reproducer.write(folder, artifact, network, first, correspondence, module)
     every = dict.fromkeys(blocks.block(node) for node in names.values())
-    return Culprit(block, module, tuple(every), depths, IN_THE_ARTIFACT, len(worst), folder)
+    return Culprit(block, module, tuple(every), depths, looked_into, len(worst), folder)
 
 
 def _worst(artifact: Artifact, network: Network, samples: np.ndarray) -> np.ndarray:
-    """The samples whose outputs are furthest off."""
+    """The samples whose outputs are furthest off, the worst first."""
     found = run_artifact(artifact, to_layout(samples, artifact.inputs[0]))
     errors = np.zeros(len(samples))
     with torch.no_grad():
         for index in range(len(samples)):
             expected = tree_leaves(network(torch.from_numpy(samples[index : index + 1])))
-            for output, specification, reference in zip(found, artifact.outputs, expected, strict=True):
+            for output, specification, reference in zip(found, artifact.outputs, expected):
                 actual = torch.from_numpy(from_layout(output[index : index + 1], specification).copy())
                 errors[index] = max(errors[index], distance(actual, reference))
-    return samples[np.sort(np.argsort(-errors, kind="stable")[:SAMPLES])]
+    return samples[np.argsort(-errors, kind="stable")[:SAMPLES]]
 
 
 def _errors(

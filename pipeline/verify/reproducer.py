@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from torch import fx
 from pipeline.export.artifact import Artifact
 from pipeline.model.ingest import export_program
 from pipeline.model.network import Network
-from pipeline.verify.correspondence import Found, distance
+from pipeline.verify.correspondence import Correspondence, Found, distance
+from pipeline.verify.parts import part
 from targets.errors import UsageError
 
 VALUES, PROGRAM, README = "values.npz", "block.pt2", "README.txt"
@@ -44,20 +44,21 @@ END
 
 
 def write(
-    folder: Path, artifact: Artifact, network: Network, found: Found, inside: Sequence[fx.Node], module: str
+    folder: Path, artifact: Artifact, network: Network, found: Found, correspondence: Correspondence, module: str
 ) -> None:
     """Writes `values.npz`, `README.txt` and, where the part can be exported alone, `block.pt2`.
 
     Args:
         found: the value that is wrong by itself.
-        inside: the nodes that make it, as `Correspondence.between` gives them.
+        correspondence: where it was found.
         module: what the user calls it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sample = max(range(len(found.taken)), key=lambda index: distance(found.taken[index], found.expected[index]))
-    expected, given = found.expected[sample], found.taken[sample]
-    part, sources = _part(network, inside)
-    inputs = [source[sample] for source in (found.inputs[node] for node in sources)]
+    inside, right = correspondence.between(found.node), correspondence.expected(found.node)
+    sample = max(range(len(right)), key=lambda index: distance(found.taken[index], right[index]))
+    expected, given = right[sample], found.taken[sample]
+    alone, sources = part(network, inside)
+    inputs = [correspondence.value(node)[sample] for node in sources]
     names = [f"input_{index}" for index in range(len(inputs))]
     arrays = {**dict(zip(names, inputs)), "expected": expected, "given": given}
     np.savez(folder / VALUES, **{name: array.numpy() for name, array in arrays.items()})
@@ -78,26 +79,13 @@ def write(
         versions=", ".join(f"{name} {version}" for name, version in artifact.tool_versions.items()),
     )
     try:
-        torch.export.save(export_program(part, tuple(inputs), module), folder / PROGRAM)
+        torch.export.save(export_program(alone, tuple(inputs), module), folder / PROGRAM)
     except UsageError as error:
         text += f"\nThis part cannot be exported alone: {error.why}\n"
     else:
         arguments = ", ".join(f'torch.from_numpy(values["{name}"])' for name in names)
         text += _COMMAND.format(program=PROGRAM, values=VALUES, arguments=arguments)
     (folder / README).write_text(text)
-
-
-def _part(network: Network, inside: Sequence[fx.Node]) -> tuple[fx.GraphModule, list[fx.Node]]:
-    """The nodes as a network of their own, and the nodes whose values it takes."""
-    graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
-    outside = dict.fromkeys(source for node in inside for source in node.all_input_nodes if source not in inside)
-    sources = [node for node in outside if node.op != "get_attr"]
-    for index, node in enumerate(sources):
-        made[node] = graph.placeholder(f"input_{index}")
-    for node in (*(node for node in outside if node.op == "get_attr"), *inside):
-        made[node] = graph.node_copy(node, made.__getitem__)
-    graph.output(made[inside[-1]])
-    return fx.GraphModule(network.graph, graph).eval(), sources
 
 
 def _described(network: Network, node: fx.Node) -> str:

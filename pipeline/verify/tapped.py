@@ -23,6 +23,8 @@ from pipeline.verify.execute import to_layout
 from targets.errors import VerificationError
 from targets.runners.artifact import ArtifactError, open_artifact
 
+_MOST_BYTES = 2**28  # of what an artifact computes; following the network through it takes some three times as much
+
 
 @dataclass(frozen=True)
 class Values:
@@ -36,6 +38,10 @@ class Values:
 
     tensors: tuple[np.ndarray, ...]
     outputs: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        return len(self.tensors[0])
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Tap:
 def interior(artifact: Artifact, samples: np.ndarray) -> Values:
     """Every value that `artifact` computes on `samples` [N, ...], which are in the network's layout.
 
+    Of a large network it is fewer samples, from the first on: all of it is held at once.
+
     Raises:
         VerificationError: `RUN_FAILED` when the copy cannot be made, or the runtime refuses it.
     """
@@ -63,7 +71,9 @@ def interior(artifact: Artifact, samples: np.ndarray) -> Values:
             taps, outputs = _TAPPERS[artifact.format](artifact.path, copy)
             runtime = open_artifact(copy, artifact.format)
             fed = np.ascontiguousarray(to_layout(samples, artifact.inputs[0]), dtype=artifact.inputs[0].dtype)
-            rows = [_run(runtime, fed[index : index + 1], taps) for index in range(len(fed))]
+            rows = [_run(runtime, fed[:1], taps)]
+            fitting = _MOST_BYTES // sum(value.nbytes for value in rows[0] if value is not None)
+            rows += [_run(runtime, fed[index : index + 1], taps) for index in range(1, min(fitting, len(fed)))]
     except (ArtifactError, RuntimeError, ValueError) as error:
         raise VerificationError(
             f"The values inside the {artifact.format} artifact cannot be looked at.",
