@@ -17,19 +17,28 @@ if TYPE_CHECKING:
 
 STYLES = {"unsupported": "bold red", "not known": "yellow", "fallback": "yellow", "converted": "dim", "native": "green"}
 _PLACES = 4  # shown of one operator; all are in --json
-_OPERATOR, _CALLS, _FORMAT = 24, 7, 13  # columns of the table
+_CALLS, _GAP = 5, 2  # columns of the table
 
 
 def coverage_tables(coverages: Sequence[Coverage], width: int) -> list[RenderableType]:
     """One table of verdicts, split where the formats do not fit in `width` columns, then what is behind them."""
     parts: list[RenderableType] = []
     known = [coverage for coverage in coverages if coverage.operators]
-    room = max(1, (width - _OPERATOR - _CALLS) // _FORMAT)
+    room = _room(known, width)
     for start in range(0, len(known), room):
         parts += [Text(), _verdicts(known[start : start + room])]
     for coverage in coverages:
         parts += [Text(), *_behind(coverage)]
     return parts
+
+
+def _room(coverages: Sequence[Coverage], width: int) -> int:
+    """How many formats fit beside the longest name of an operator, each as wide as the longest verdict."""
+    longest = max((len(row.operator) for each in coverages for row in each.operators), default=0)
+    cells = [_verdict([row for row in each.operators if row.operator == mine.operator])
+             for each in coverages for mine in each.operators]  # fmt: skip
+    column = max((len(cell) for cell in cells), default=1) + _GAP
+    return max(1, (width - longest - _CALLS - _GAP) // column)
 
 
 def _verdicts(coverages: Sequence[Coverage]) -> Table:
