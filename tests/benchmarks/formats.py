@@ -119,7 +119,7 @@ def table(record: Row) -> Iterator[str]:
     yield ""
     yield (
         f"Parity against PyTorch on {IMAGES} real images: relative RMSE there, and the largest on edge cases. "
-        "Operators that the delegate takes, and in how many partitions. Seconds on a busy machine; MiB is the converter's peak."
+        "Operators the delegate takes, in how many partitions. Seconds on a busy machine; MiB: a converter's peak."
     )
     for network in record["networks"].values():
         program = network["program"]

@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import TARGET_MS, all_runs
+from report_runs import TARGET_MS, all_runs, parity
 
 from reports import plots
 from reports.comparison import compare_layers, touches
-from reports.html.render import render
+from reports.html.render import render, render_failed
+from reports.verification import BlockErrorRecord, CulpritRecord
 
 VOID = {"meta", "br", "input", "line", "path", "circle", "img", "link"}
 
@@ -269,3 +270,37 @@ def test_the_page_says_where_the_time_goes_before_and_after(pages):
     pieces = [attributes["class"] for _, attributes in page.tags if "piece" in (attributes.get("class") or "").split()]
     assert pieces == 2 * ["piece compute", "piece L1", "piece DRAM", "piece itself"]
     assert "Where the time goes" not in pages["met"].words
+
+
+def test_the_page_says_how_artifacts_were_checked_and_what_is_delegated(pages):
+    page = pages["met"].words
+    for words in ("emulated phone", "not run here", "Apple's systems alone", "2 passed", "ATAN2", "layer2.1.angle"):
+        assert words in page, words
+
+
+def test_a_failed_artifact_has_a_page_with_its_first_wrong_block():
+    own = [1e-7, 2e-7, 0.02, 1e-7]
+    blocks = tuple(
+        BlockErrorRecord(module=f"layer{depth}.conv<1>", block=f"layer{depth}", value=max(own[: depth + 1]), own=error)
+        for depth, error in enumerate(own)
+    )
+    culprit = CulpritRecord(
+        block="layer2",
+        module="layer2.conv<1>",
+        wrong=("layer2",),
+        looked_into="the artifact",
+        samples=8,
+        reproducer="reproducer",
+        blocks=blocks,
+    )
+    failed = next(each for each in parity(passed=False) if each.verdict == "failed")
+    failed = failed.model_copy(update={"reasons": ("on your samples output 'y' is <b>off</b>",)})
+    page = render_failed("The tflite artifact is wrong", failed, culprit)
+    assert (
+        "First to go wrong: <code>layer2</code>" in page and "layer2.conv&lt;1&gt;" in page and "<b>off</b>" not in page
+    )
+    assert page.count('class="mark above"') == 1 and page.count("<circle") == len(blocks)
+    assert "No block is wrong by itself" in render_failed(
+        "t", failed, culprit.model_copy(update={"block": None, "module": None, "wrong": ()})
+    )
+    assert "culprit" not in render_failed("t", failed, None)
