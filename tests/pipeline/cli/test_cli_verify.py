@@ -159,4 +159,6 @@ def test_what_cannot_be_verified_is_a_usage_error(folder):
     done = verify("right.onnx", "--target", "no-such-phone")
     assert done.exit_code == 2 and "error[" in done.stderr
     np.savez(folder / "other.npz", x=np.zeros((4, 60), np.float32))
-    assert "CONTRACT_SHAPE" in verify("right.onnx", data="other.npz").stderr
+    assert verify("right.onnx", data="other.npz").exit_code == 2
+    np.savez(folder / "labels.npz", x=np.zeros((4, 3, 4, 5), np.float32), y=np.full(4, 5))
+    assert "DATA_LABELS" in verify("right.onnx", data="labels.npz").stderr

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from damaged import added, with_classes_rotated, with_layout_mistaken, with_nothing_answered
 from export_networks import NETWORKS, Contrast, build, eager, exported, images, noise, save, saved
+from torch import Tensor, nn
 
 from pipeline.export.artifact import sha256_of
 from pipeline.export.child import export
 from pipeline.verify.edge_cases import OWN, Group
+from pipeline.verify.from_file import artifact_at
 from pipeline.verify.levels import check_emulator, check_host, check_program
 from pipeline.verify.parity import Parity, failure
 from pipeline.verify.reference import Case, Reference
@@ -29,6 +31,13 @@ emulated = [
     pytest.mark.emulator,
     pytest.mark.skipif(not is_ready(), reason="the ARM64 emulator is not set up: planish targets setup pixel-4-cpu"),
 ]
+
+
+class Pairs(nn.Module):
+    """Adds every second sample to the one before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).reshape(-1, 2, x[0].numel()).sum(1).repeat_interleave(2, 0)
 
 
 @cache
@@ -69,6 +78,20 @@ def test_healthy_exports_pass_on_samples_and_edge_cases(name, format):
     assert parity.outputs[0].top1_agreement == 1.0
     assert parity.task.network.value_percent == parity.task.artifact.value_percent == 75
     assert Parity.from_json(json.loads(json.dumps(parity.to_json(), allow_nan=False))) == parity
+
+
+def test_a_program_of_another_network_fails(tmp_path):
+    parity = check_program(
+        save(build(Contrast, 45.0), tmp_path / "network.pt2"), Reference.of(build(Contrast), images(8))
+    )
+    assert parity.failed and parity.level == "program" and failed_groups(parity)[0] == OWN
+    assert "torch.export" in failure(parity, tmp_path / "network.pt2").fix
+
+
+def test_a_program_that_has_no_batch_of_one_fails(tmp_path):
+    path = save(Pairs(), tmp_path / "network.pt2", symbolic=False)
+    parity = check_program(path, of_samples(Pairs(), images(8)))
+    assert parity.failed and "no batch of 1" in parity.reasons[0] and parity.groups == ()
 
 
 def test_right_on_noise_and_wrong_on_images_fails(tmp_path):
@@ -143,6 +166,16 @@ def test_a_file_that_was_changed_is_no_matter_of_parity(tmp_path):
     with pytest.raises(VerificationError) as caught:
         check_host(dataclasses.replace(exported("mobile", "onnx"), path=path), reference("mobile"))
     assert caught.value.code == "ARTIFACT_CHANGED"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_file_alone_says_what_the_export_recorded(format):
+    recorded = exported("residual", format)
+    found = artifact_at(recorded.path, reference("residual"))
+    assert (found.format, found.sha256, found.bytes) == (format, recorded.sha256, recorded.bytes)
+    for mine, theirs in zip(found.inputs + found.outputs, recorded.inputs + recorded.outputs, strict=True):
+        assert (mine.shape, mine.dtype, mine.layout) == (theirs.shape, theirs.dtype, theirs.layout)
+    assert check_host(found, reference("residual")).passed
 
 
 @pytest.mark.parametrize("format", ["coreml", "pte-coreml", "pte-vulkan"])
