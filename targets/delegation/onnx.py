@@ -99,7 +99,7 @@ def read_onnx(path: Path, *, blocked: bool = False) -> Placement:
         operators=tuple(operators),
         inputs=tuple(each.name for each in model.graph.input if each.name not in constant),
         outputs=tuple(each.name for each in model.graph.output),
-        bytes={name: size(value) for name, value in values.items()},
+        bytes={name: size(value) for name, value in values.items() if value.type.tensor_type.elem_type},
     )
 
 

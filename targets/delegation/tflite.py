@@ -84,8 +84,8 @@ def _partitions(nodes: Sequence[dict[str, Any]], calls: Sequence[dict[str, Any]]
 
 def _data(model: Any, tensor: Any) -> Any:
     """The bytes of a constant; None for an activation."""
-    buffer = model.buffers[tensor.buffer]
-    return buffer.data if buffer.data is not None and len(buffer.data) or buffer.offset else None
+    data = model.buffers[tensor.buffer].data
+    return data if data is not None and len(data) else None
 
 
 def _bytes(tensor: Any, kind: str) -> int:
