@@ -1,7 +1,7 @@
 """What an ExecuTorch delegate took of a network, and what it left, in the user's modules.
 
-Read from the lowered program itself (as executorch.devtools' delegation info is), before its operators are turned into
-kernels: there each still knows the module it comes from.
+Read from the lowered program itself, as executorch.devtools' delegation info is. Planning memory turns the operators of
+that very program into kernels, so what they were is noted before, and what they became after.
 """
 
 from __future__ import annotations
@@ -16,39 +16,33 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 
-def facts(edge: ExportedProgram, emitted: ExportedProgram) -> dict[str, Any]:
-    """Plain data about a lowered program.
-
-    Args:
-        edge: after partitioning; delegated parts are calls.
-        emitted: after memory planning; what the file holds.
+def facts(lowered: ExportedProgram) -> dict[str, Any]:
+    """Plain data about a lowered program, in which delegated parts are calls.
 
     Returns:
         partitions: number of delegate calls.
         delegates: one each, in the order of calls: `backend`, `operators` inside as they were before the delegate
             rewrote them, `input_bytes` and `output_bytes` that cross its border, `content_bytes` in the file.
         outside: operators left to ExecuTorch's own kernels, clones and changes of memory order included, in order:
-            as an operator inside, with `position` (delegate calls before it), `kernel`
-            (`aten::mean.out`, None for one that memory planning made do without), `input_bytes` and `output_bytes`.
+            as an operator inside, with `position` (delegate calls before it), `input_bytes` and `output_bytes`.
 
         An operator is {`operator`: `aten.mean.dim`, `module`: the user's module path, empty for the network itself}.
     """
     from executorch.exir.lowered_backend_module import LoweredBackendModule
 
-    module = edge.graph_module
-    kernels = {node.name: node for node in emitted.graph_module.graph.nodes if node.op == "call_function"}
+    module = lowered.graph_module
     delegates, outside = [], []
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
         called = node.args[0] if node.args and getattr(node.args[0], "op", "") == "get_attr" else None
-        lowered = getattr(module, called.target) if called is not None else None
-        if isinstance(lowered, LoweredBackendModule):
+        part = getattr(module, called.target) if called is not None else None
+        if isinstance(part, LoweredBackendModule):
             delegates.append(
                 {
-                    "backend": lowered.backend_id,
-                    "operators": [_named(one) for one in _calls(lowered.original_module)],
-                    "content_bytes": len(lowered.processed_bytes),
+                    "backend": part.backend_id,
+                    "operators": [_named(one) for one in _calls(part.original_module)],
+                    "content_bytes": len(part.processed_bytes),
                     **_crossing(node, node.args[1:]),
                 }
             )
@@ -57,11 +51,26 @@ def facts(edge: ExportedProgram, emitted: ExportedProgram) -> dict[str, Any]:
                 {
                     **_named(node),
                     "position": len(delegates),
-                    "kernel": _kernel(kernels.get(node.name)),
                     **_crossing(node, node.args),
                 }
             )
     return {"partitions": len(delegates), "delegates": delegates, "outside": outside}
+
+
+def with_kernels(delegation: dict[str, Any], emitted: ExportedProgram) -> dict[str, Any]:
+    """`facts` with the `kernel` of each operator left outside: `aten::mean.out`, None for one that became no call.
+
+    Args:
+        emitted: the same program after its memory was planned; what the file holds.
+    """
+    kernels = [kernel for node in _calls(emitted) if (kernel := _kernel(node)) is not None]
+    outside = []
+    for one in delegation["outside"]:  # in the same order, while names of nodes may have changed
+        kind = "::".join(one["operator"].split(".")[:2])
+        found = next((index for index, kernel in enumerate(kernels) if kernel.split(".")[0] == kind), None)
+        outside.append({**one, "kernel": None if found is None else kernels[found]})
+        kernels = kernels if found is None else kernels[found + 1 :]
+    return {**delegation, "outside": outside}
 
 
 def _calls(program: ExportedProgram) -> list[Node]:
@@ -78,9 +87,9 @@ def _operator(node: Node) -> str:
     return str(overload)
 
 
-def _kernel(node: Node | None) -> str | None:
+def _kernel(node: Node) -> str | None:
     """`aten::mean.out`; None for a view, which is no instruction."""
-    schema = getattr(node.target, "_schema", None) if node is not None else None
+    schema = getattr(node.target, "_schema", None)
     return None if schema is None else f"{schema.name}.{schema.overload_name}".rstrip(".")
 
 

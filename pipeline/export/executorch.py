@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import TensorSpec, layout_of, sha256_of
 from pipeline.export.conversion import Conversion, Phase, Request
-from pipeline.export.delegated import facts
+from pipeline.export.delegated import facts, with_kernels
+from pipeline.export.rewriting import for_delegates
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -36,11 +37,11 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
     signature = program.graph_signature
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op != "output"}
     inputs, outputs = ([values[name] for name in names] for names in (signature.user_inputs, signature.user_outputs))
-    keep_pooled_dimensions(program)
+    phase("lowering to ExecuTorch")
     with _PARTITIONERS[request.format]() as partitioner:
-        phase("lowering to ExecuTorch")
-        edge = to_edge_transform_and_lower(program, partitioner=[partitioner])
-    lowered = edge.exported_program()
+        told = program if request.format == "pte-coreml" else for_delegates(program)  # Core ML takes all of it as it is
+        edge = to_edge_transform_and_lower(told, partitioner=[partitioner])
+    delegation = facts(edge.exported_program())
     phase("planning memory")
     executorch = edge.to_executorch()
     return Conversion(
@@ -48,7 +49,7 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
         importlib.metadata.version("executorch"),
         _specifications("input", inputs),
         _specifications("output", outputs),
-        delegation=facts(lowered, executorch.exported_program()),
+        delegation=with_kernels(delegation, executorch.exported_program()),
     )
 
 
@@ -62,30 +63,6 @@ def _specifications(kind: str, values: list[Any]) -> tuple[TensorSpec, ...]:
         )
         for index, value in enumerate(values)
     )
-
-
-def keep_pooled_dimensions(program: ExportedProgram) -> None:
-    """Splits `x.mean((2, 3))` into a mean that keeps both dimensions and a reshape, in place.
-
-    The values are the same. XNNPACK and Vulkan take the mean only with its dimensions kept; without, a global pooling
-    would be left to a plain kernel between two partitions, in nearly every classifier.
-    """
-    import torch
-
-    for node in list(program.graph.nodes):
-        if node.target is not torch.ops.aten.mean.dim or any(user.op == "output" for user in node.users):
-            continue
-        pooled, dimensions, keep, *_ = (*node.args, False)
-        value, before = node.meta["val"], pooled.meta["val"]
-        if keep or before.ndim != 4 or sorted(axis % 4 for axis in dimensions) != [2, 3] or node.kwargs:
-            continue
-        with program.graph.inserting_after(node):
-            flat = program.graph.call_function(torch.ops.aten.view.default, (node, list(value.shape)))
-        node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
-        node.args = (pooled, dimensions, True)
-        flat.meta = {**node.meta}
-        node.meta["val"] = value.view(*value.shape, 1, 1)
-    program.graph_module.recompile()
 
 
 # --- delegates ----------------------------------------------------------------------------------------------------
