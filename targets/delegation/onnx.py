@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from targets.delegation.placement import Placed, Placement, moves_data
+from targets.delegation.placement import Placed, Placement, moves_data, of_activations
 from targets.graph import read_graph
 from targets.runners.artifact import runtime_version
 
@@ -96,7 +96,7 @@ def read_onnx(path: Path, *, blocked: bool = False) -> Placement:
         learned="ONNX Runtime's CPU provider runs everything; this is its graph after all optimisations"
         + (" with this machine's blocked layouts" if blocked else " that every processor has"),
         partitions=1,
-        operators=tuple(operators),
+        operators=of_activations(operators),
         inputs=tuple(each.name for each in model.graph.input if each.name not in constant),
         outputs=tuple(each.name for each in model.graph.output),
         bytes={name: size(value) for name, value in values.items() if value.type.tensor_type.elem_type},

@@ -7,8 +7,8 @@ from it here, in the same way for all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -58,7 +58,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Placement:
-    """All operators of an artifact in the order they run.
+    """The operators of an artifact that an input has a say in, in the order they run.
 
     Attributes:
         delegate: its name: "XNNPACK".
@@ -126,6 +126,18 @@ class Placement:
             return True
         readers = self._readers.get(name, [])
         return bool(readers) and all(reader.views and all(map(self._to_output, reader.outputs)) for reader in readers)
+
+
+def of_activations(operators: Iterable[Placed]) -> tuple[Placed, ...]:
+    """Without the operators that read no activation: what they make is a constant, and so is what is made of it."""
+    made: set[str] = set()
+    kept = []
+    for operator in operators:
+        if inputs := tuple(name for name in operator.inputs if name not in made):
+            kept.append(replace(operator, inputs=inputs))
+        else:
+            made.update(operator.outputs)
+    return tuple(kept)
 
 
 def moves_data(shape: Shape, order: Sequence[int]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from targets.delegation.placement import Placed, Placement, moves_data
+from targets.delegation.placement import Placed, Placement, moves_data, of_activations
 from targets.graph import read_graph
 
 VIEWS = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "QUANTIZE", "DEQUANTIZE", "CAST"}
@@ -44,15 +44,18 @@ def read_tflite(path: Path) -> Placement:
 
     operators = []
     for index, (node, its) in enumerate(zip(nodes, graph)):
-        order = None
-        if its.kind == "TRANSPOSE":
-            order = _data(model, tensors[node["inputs"][1]])
+        order = _data(model, tensors[node["inputs"][1]]) if its.kind == "TRANSPOSE" else None
         moves = order is not None and moves_data(its.in_shapes[0], order.view("int32"))
-        views = its.kind in VIEWS or (order is not None and not moves)
-        inputs, outputs = names(node["inputs"]), names(node["outputs"])
         operators.append(
             Placed(
-                its.kind, partition.get(index), inputs, outputs, its.in_shapes, its.out_shapes, moves=moves, views=views
+                kind=its.kind,
+                partition=partition.get(index),
+                inputs=names(node["inputs"]),
+                outputs=names(node["outputs"]),
+                in_shapes=its.in_shapes,
+                out_shapes=its.out_shapes,
+                moves=moves,
+                views=its.kind in VIEWS or (order is not None and not moves),
             )
         )
     kinds = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
@@ -60,7 +63,7 @@ def read_tflite(path: Path) -> Placement:
         delegate="XNNPACK",
         learned="LiteRT's interpreter handed them over when it loaded the file on this machine",
         partitions=len(calls),
-        operators=tuple(operators),
+        operators=of_activations(operators),
         inputs=names(model.subgraphs[0].inputs),
         outputs=names(model.subgraphs[0].outputs),
         bytes={str(index): _bytes(tensor, kinds[tensor.type]) for index, tensor in enumerate(tensors)},

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from targets.delegation.naming import Site, alike, common, name_modules, plain
-from targets.delegation.placement import Placed, Placement, moves_data
+from targets.delegation.placement import Placed, Placement, moves_data, of_activations
 from targets.delegation.values import Values
 
 
@@ -83,6 +83,12 @@ def test_views_keep_an_operator_at_the_border():
         Placed("CAST", 0, ("f",), ("out",), views=True),
     )
     assert [path.where(each) for each in path.operators if each.moves] == ["border", "inside", "border"]
+
+
+def test_what_reads_constants_alone_is_no_operator():
+    weights, again = Placed("DEQUANTIZE", None, (), ("w",)), Placed("TRANSPOSE", None, ("w",), ("v",), moves=True)
+    (kept,) = of_activations([weights, again, Placed("CONV_2D", 0, ("in", "v"), ("out",))])
+    assert (kept.kind, kept.inputs) == ("CONV_2D", ("in",))
 
 
 @pytest.mark.parametrize(

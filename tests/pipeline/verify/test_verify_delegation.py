@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from export_networks import save, workspace
@@ -23,10 +24,13 @@ from pipeline.model.network import Network
 from pipeline.verify.delegation import Delegation, Fallback, Limits, Transposes, delegation, require_strict, violations
 from pipeline.verify.sites import sites
 from targets import runners
+from targets.arm.setup import is_ready
 from targets.delegation.naming import Site
 from targets.delegation.onnx import REORDERS, read_onnx
 from targets.errors import VerificationError
+from targets.explain import explain
 from targets.operators import RUNTIME, OperatorTime
+from targets.profile import load_profile
 
 MIDDLES = {"clean": nn.Identity, "twisted": Twist, "shifted": Shift, "normalised": lambda: Normalise(8)}
 FORMATS = {
@@ -211,6 +215,17 @@ class TestExports:
         delegated = sum(spent.get(kind, 1.0) for kind in kinds) - 3.0
         assert found.time_share == pytest.approx(delegated / 10)
         assert [each.milliseconds for each in found.fallbacks] == [3.0]
+
+    @pytest.mark.emulator
+    @pytest.mark.skipif(not is_ready(), reason="the ARM64 emulator is not set up: planish targets setup pixel-4-cpu")
+    def test_the_emulated_phone_places_them_as_this_machine_does(self, artifacts, report, tmp_path):
+        numpy.savez(tmp_path / "one.npz", x=numpy.zeros((1, 28, 24, 3), numpy.float32))
+        path, profile = artifacts["twisted", "tflite"].path, load_profile("pixel-4-cpu")
+        times = explain(path, format="tflite", profile=profile, inputs=tmp_path / "one.npz")
+        found = report("twisted", "tflite", times)
+        assert [each.kind for each in times if each.kind.isupper()] == ["ATAN2"]
+        assert 0.1 < found.time_share < 0.9
+        assert found.fallbacks[0].milliseconds == pytest.approx(times[1].milliseconds)
 
     def test_a_changed_file_is_refused(self, artifacts):
         with pytest.raises(VerificationError) as refused:
