@@ -31,6 +31,8 @@ def facts(lowered: ExportedProgram) -> dict[str, Any]:
     from executorch.exir.lowered_backend_module import LoweredBackendModule
 
     module = lowered.graph_module
+    inputs = lowered.graph_signature.user_inputs
+    weights = {node.name for node in module.graph.nodes if node.op == "placeholder"} - set(inputs)
     delegates, outside = [], []
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
@@ -43,7 +45,7 @@ def facts(lowered: ExportedProgram) -> dict[str, Any]:
                     "backend": part.backend_id,
                     "operators": [_named(one) for one in _calls(part.original_module)],
                     "content_bytes": len(part.processed_bytes),
-                    **_crossing(node, node.args[1:]),
+                    **_crossing(node, node.args[1:], weights),
                 }
             )
         else:
@@ -51,7 +53,7 @@ def facts(lowered: ExportedProgram) -> dict[str, Any]:
                 {
                     **_named(node),
                     "position": len(delegates),
-                    **_crossing(node, node.args),
+                    **_crossing(node, node.args, weights),
                 }
             )
     return {"partitions": len(delegates), "delegates": delegates, "outside": outside}
@@ -93,14 +95,13 @@ def _kernel(node: Node) -> str | None:
     return None if schema is None else f"{schema.name}.{schema.overload_name}".rstrip(".")
 
 
-def _crossing(node: Node, arguments: Any) -> dict[str, int]:
+def _crossing(node: Node, arguments: Any, weights: set[str]) -> dict[str, int]:
     """Bytes that go in and come out; weights that are arguments are not counted."""
     from torch.utils._pytree import tree_leaves
 
     taken = [leaf for leaf in tree_leaves(arguments) if getattr(leaf, "op", "") in ("call_function", "placeholder")]
-    taken = [leaf for leaf in taken if not leaf.name.startswith(("p_", "b_", "c_"))]
     return {
-        "input_bytes": sum(map(_bytes, taken)),
+        "input_bytes": sum(_bytes(leaf) for leaf in taken if leaf.name not in weights),
         "output_bytes": _bytes(node),
     }
 
