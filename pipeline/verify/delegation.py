@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import Artifact
 from pipeline.export.formats import FORMATS
-from pipeline.verify.execute import _silent_stderr
+from pipeline.verify.execute import silent_stderr
 from targets.delegation import READERS
 from targets.delegation.naming import Site, name_modules, plain
 from targets.delegation.onnx import REORDERS, Estimate, estimates, read_onnx
@@ -54,7 +54,7 @@ class Transposes:
     Attributes:
         where: "border" when nothing but views lies between them and the artifact's inputs or outputs.
         asked: the network itself permutes there, so that no choice of layout could avoid them.
-        shape: of the first one's result.
+        shape: of the first one's result; empty where the file does not tell.
         between: as of `Fallback`.
     """
 
@@ -174,7 +174,7 @@ def delegation(
             **told, runtime=artifact.runtime, delegate=FORMATS[artifact.format].title, learned=f"not run here: {why}"
         )
     try:
-        with _silent_stderr():
+        with silent_stderr():
             blocked = reader is read_onnx and any(row.kind in REORDERS for row in times)
             placement = read_onnx(artifact.path, blocked=True) if blocked else reader(artifact.path)
             estimated = estimates(artifact.path) if artifact.format == "onnx" else ()
@@ -290,8 +290,7 @@ def violations(delegation: Delegation, limits: Limits = Limits()) -> tuple[str, 
     avoidable = [each for each in delegation.transposes if _avoidable(each, delegation.format)]
     if sum(each.count for each in avoidable) > limits.transposes:
         found += [
-            f"{_counted(each)} moves an activation of {'×'.join(map(str, each.shape))}"
-            f"{' at the border' if each.where == 'border' else ''}."
+            f"{_counted(each)} moves an activation{_of(each.shape)}{' at the border' if each.where == 'border' else ''}."
             for each in avoidable
         ]
     return tuple(found)
@@ -299,6 +298,10 @@ def violations(delegation: Delegation, limits: Limits = Limits()) -> tuple[str, 
 
 def _avoidable(transposes: Transposes, format: str) -> bool:
     return not transposes.asked and (transposes.where == "inside" or FORMATS[format].channels_last)
+
+
+def _of(shape: Sequence[int]) -> str:
+    return f" of {'×'.join(map(str, shape))}" if shape else ""
 
 
 def _counted(operators: Fallback | Transposes) -> str:

@@ -281,12 +281,15 @@ def test_limits_let_pass_what_they_say():
         transposes=(
             Transposes("TRANSPOSE", "head", 1, "inside", False, (1, 4)),
             Transposes("TRANSPOSE", "turn", 4, "inside", True, (1, 4)),
+            Transposes("TRANSPOSE", "tail", 1, "border", False, ()),
         ),
     )
     assert violations(found) == (
         "SIGN (2 times) behind 'stem' is not taken by XNNPACK.",
         "XNNPACK is called 3 times an inference; the limit is 1.",
         "TRANSPOSE in 'head' moves an activation of 1×4.",
+        "TRANSPOSE in 'tail' moves an activation at the border.",
     )
-    assert violations(found, Limits(partitions=3, fallbacks=2, transposes=1)) == ()
-    assert len(violations(found, Limits(partitions=2, fallbacks=1, transposes=1))) == 2
+    assert violations(found, Limits(partitions=3, fallbacks=2, transposes=2)) == ()
+    assert len(violations(found, Limits(partitions=2, fallbacks=1, transposes=2))) == 2
+    assert not any("border" in each for each in violations(replace(found, format="pte")))
