@@ -289,10 +289,7 @@ def violations(delegation: Delegation, limits: Limits = Limits()) -> tuple[str, 
         )
     avoidable = [each for each in delegation.transposes if _avoidable(each, delegation.format)]
     if sum(each.count for each in avoidable) > limits.transposes:
-        found += [
-            f"{_counted(each)} moves an activation{_of(each.shape)}{' at the border' if each.where == 'border' else ''}."
-            for each in avoidable
-        ]
+        found += [f"{_counted(each)} moves an activation{_what(each)}." for each in avoidable]
     return tuple(found)
 
 
@@ -300,8 +297,9 @@ def _avoidable(transposes: Transposes, format: str) -> bool:
     return not transposes.asked and (transposes.where == "inside" or FORMATS[format].channels_last)
 
 
-def _of(shape: Sequence[int]) -> str:
-    return f" of {'×'.join(map(str, shape))}" if shape else ""
+def _what(moved: Transposes) -> str:
+    size = f" of {'×'.join(map(str, moved.shape))}" if moved.shape else ""
+    return size + (" at the border" if moved.where == "border" else "")
 
 
 def _counted(operators: Fallback | Transposes) -> str:
