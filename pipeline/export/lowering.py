@@ -64,7 +64,8 @@ def kinds(program: ExportedProgram) -> list[Kind]:
 def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> ExportedProgram:
     """A program of one call of each kind; `Kind.results` outputs each, in their order.
 
-    Weights are the network's own, every other tensor is an input. What an operator writes over is a copy.
+    Weights are the network's own, every other tensor is an input. What an operator writes over is a copy. Inputs and
+    outputs are float32, cast where an operator has integers or booleans, which the border of a format may not know.
 
     Raises:
         ValueError: a call cannot stand by itself: a size in it depends on data, or it calls a graph.
@@ -89,14 +90,20 @@ def side_by_side(of: Sequence[Kind], program: ExportedProgram) -> ExportedProgra
                 root.register_buffer(name, value.detach())
                 source = graph.get_attr(name)
             else:
-                examples.append(torch.zeros(tuple(value.shape), dtype=value.dtype))
+                at_border = torch.float32 if _castable(value) else value.dtype
+                examples.append(torch.zeros(tuple(value.shape), dtype=at_border))
                 source = graph.placeholder(name)
+                if at_border != value.dtype:
+                    source = graph.call_function(torch.ops.aten.to.dtype, (source, value.dtype))
             return graph.call_function(torch.ops.aten.clone.default, (source,)) if writes else source
 
         new = graph.call_function(call.target, fx.map_arg(call.args, argument), dict(fx.map_arg(call.kwargs, argument)))
         read = _read(call)
         outputs = [graph.call_function(operator.getitem, (new, index)) for index in read] if read else [new]
-        results += outputs
+        values = [call.meta["val"][index] for index in read] if read else [call.meta["val"]]
+        for output, value in zip(outputs, values):
+            cast = isinstance(value, torch.Tensor) and _castable(value)
+            results.append(graph.call_function(torch.ops.aten.to.dtype, (output, torch.float32)) if cast else output)
     graph.output(tuple(results))
     with torch.no_grad():
         return torch.export.export(fx.GraphModule(root, graph).eval(), tuple(examples))
@@ -236,6 +243,13 @@ def _read(node: Node) -> list[int]:
     if not isinstance(node.meta.get("val"), (tuple, list)):
         return []
     return sorted({user.args[1] for user in node.users if user.target is operator.getitem and user.users})
+
+
+def _castable(value: Tensor) -> bool:
+    """Whether a tensor is made of other real numbers than float32."""
+    import torch
+
+    return value.dtype != torch.float32 and not value.dtype.is_complex
 
 
 def _computes(node: Node) -> bool:

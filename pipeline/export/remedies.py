@@ -14,6 +14,8 @@ _SMALL_MATRIX = (
 _REAL = "carry the real and the imaginary part as two real tensors"
 _FOURIER = "multiply by a constant DFT matrix (cosines and sines), or compute the spectrum outside the network"
 _PICK = "take the largest one by one (amax, then mask it) where k is small, or sort in the app"
+_LOGIC = "use torch.logical_and, logical_or or logical_xor on booleans, arithmetic on numbers"
+_RECURRENT = "write its steps out in forward, over a fixed number of time steps"
 _ONE_HOT = "compare with arange and sum: (x[..., None] == torch.arange(n)).sum(0)"
 _COUNT = "count the boundaries below: (x[..., None] > boundaries).sum(-1)"
 
@@ -33,8 +35,10 @@ REWRITES: Mapping[str, str] = {
     "det": _SMALL_MATRIX,
     "digamma": _APPROXIMATE,
     "embedding_bag": "use embedding, then sum or mean",
+    "empty_like": "use zeros_like or full_like: what nobody wrote has no value that could be exported",
     "erfinv": _APPROXIMATE,
     "fold": "use conv_transpose2d with a constant one-hot kernel",
+    "gru": _RECURRENT,
     "grid_sampler_2d": "use interpolate where the grid only scales; warp outside the network where it does not",
     "grid_sampler": "use interpolate where the grid only scales; warp outside the network where it does not",
     "histc": _COUNT,
@@ -46,11 +50,15 @@ REWRITES: Mapping[str, str] = {
     "inverse": _SMALL_MATRIX,
     "kthvalue": "sort, then select the k-th",
     "lgamma": _APPROXIMATE,
+    "lstm": _RECURRENT,
     "masked_select": _FIXED,
+    "max_pool2d_with_indices": "use max_pool2d without return_indices",
     "max_unpool2d": "upsample to the nearest and multiply by the mask of the maxima",
     "median": "sort, then select the middle",
     "multinomial": _NOISE,
     "nonzero": _FIXED,
+    "one_hot": "compare with arange: (x[..., None] == torch.arange(n)).float()",
+    "pad": "pad with constants, or join the slices of a circular border by torch.cat",
     "normal": _NOISE,
     "rand": _NOISE,
     "rand_like": _NOISE,
@@ -63,6 +71,12 @@ REWRITES: Mapping[str, str] = {
     "searchsorted": _COUNT,
     "sort": _PICK,
     "argsort": _PICK,
+    "and": _LOGIC,
+    "or": _LOGIC,
+    "xor": _LOGIC,
+    "bitwise_and": _LOGIC,
+    "bitwise_or": _LOGIC,
+    "bitwise_xor": _LOGIC,
     "topk": _PICK,
     "unfold": "use conv2d with a constant one-hot kernel",
     "uniform": _NOISE,

@@ -25,7 +25,7 @@ class Branch:
     Attributes:
         operators: kinds, in order. Reorders, reshapes and casts count only where there is nothing else: they come from
             the layout of an operator's neighbours, and between these they cancel out.
-        left: kinds among all of them that the delegate left, in a format that has one.
+        left: kinds among them that the delegate left, in a format that has one.
     """
 
     operators: tuple[str, ...]
@@ -61,7 +61,7 @@ class Traced:
                         names += self.operators[index].inputs
             mine = [self.operators[index] for index in sorted(reached)]
             computing = [operator for operator in mine if not operator.moves and not operator.views]
-            left = [operator.kind for operator in mine if self.outside is not None and operator.partition is None]
+            left = [one.kind for one in computing or mine if self.outside is not None and one.partition is None]
             found.append(Branch(tuple(operator.kind for operator in computing or mine), tuple(left)))
         return found
 

@@ -141,6 +141,7 @@ def test_remedies():
     assert "matrix" in remedies("aten._linalg_svd.default", "")[0]
     assert "PyTorch's own" in remedies("mine.swirl.default", "")[0]
     assert remedies("aten.exp.default", "tensor<1xf64>") == ("compute in float32: x.float() in place of x.double()",)
+    assert "logical_and" in remedies("aten.__and__.Scalar", "")[0]
     assert remedies("aten.relu.default", "out of luck") == ()
 
 
