@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reports.schema import Count, Deviation, Milliseconds, Record, Sha256, Share
+from reports.schema import Count, Deviation, Milliseconds, Percent, Record, Sha256, Share
 
 
 class ExportRecord(Record):
@@ -37,6 +37,16 @@ class ParityGroupRecord(Record):
     top1_agreement: Share | None = None
 
 
+class TaskRecord(Record):
+    """Right answers of the artifact and of the network on the same labelled samples, and the paired 95 % interval."""
+
+    artifact_percent: Percent
+    network_percent: Percent
+    low_points: float
+    high_points: float
+    samples: Count
+
+
 class ParityRecord(Record):
     """An artifact against the network it was exported from, at one level.
 
@@ -50,6 +60,7 @@ class ParityRecord(Record):
     verdict: Literal["passed", "failed", "not run here"]
     reasons: tuple[str, ...] = ()
     groups: tuple[ParityGroupRecord, ...] = ()
+    task: TaskRecord | None = None
 
     @property
     def passed(self) -> bool:

@@ -10,6 +10,7 @@ import click
 from rich.text import Text
 
 from pipeline.cli.speaking import speaking
+from pipeline.store import writing
 from reports.console import Console
 
 
@@ -30,6 +31,12 @@ from reports.console import Console
     help="What they compute in; decides how far they may be off.",
 )
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Of tensors whose shape fits both.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to keep what is known of an artifact that fails: a page, the first wrong block, a reproducer.",
+)
 @speaking
 def command(
     artifacts: tuple[Path, ...],
@@ -42,6 +49,7 @@ def command(
     target: str | None,
     precision: str,
     layout: Any,
+    output: Path | None,
     console: Console,
 ) -> None:
     """Check ARTIFACTS (.onnx, .ort, .tflite, .pte, .mlpackage) against the network they were exported from.
@@ -53,6 +61,7 @@ def command(
 
     from calibration.dataset import open_samples
     from pipeline.model.ingest import ingest, require_one_tensor
+    from pipeline.verify.failed import keep_failed
     from pipeline.verify.from_file import artifact_at
     from pipeline.verify.levels import check_emulator, check_host, check_program
     from pipeline.verify.parity import failure
@@ -98,7 +107,14 @@ def command(
     for artifact, levels in checked:
         human += [Text(), *parity_report(str(artifact.path), levels, console.width)]
     errors = [failure(program, Path(model))] if program.failed else []
-    errors += [failure(level, artifact.path) for artifact, levels in checked for level in levels if level.failed]
+    for artifact, levels in checked:
+        for level in levels:
+            if level.failed and output is not None:
+                with console.stage(f"looking for what {artifact.path} gets wrong"), writing(output):
+                    kept = output / f"{artifact.path.stem}-{level.format}-{level.level}"
+                    errors.append(keep_failed(kept, level, network, artifact, reference))
+            elif level.failed:
+                errors.append(failure(level, artifact.path))
     console.result(
         human,
         verdict="failed" if errors else "passed",

@@ -41,7 +41,7 @@ class HostRuntime:
             )
         self._artifact = artifact
         try:
-            with _silent_stderr():
+            with silent_stderr():
                 self._runtime = open_artifact(artifact.path, artifact.format)
         except ArtifactError as error:
             raise self._failed(error) from error
@@ -95,7 +95,7 @@ def require_runnable(artifact: Artifact) -> None:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """The runtimes announce their delegates from native code; on a terminal that would tear the live display."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.export.artifact import Artifact, TensorSpec, bytes_of, sha256_of
 from pipeline.export.formats import FORMATS, Format
-from pipeline.verify.execute import _silent_stderr
+from pipeline.verify.execute import silent_stderr
 from pipeline.verify.reference import Reference
 from targets.errors import UsageError, VerificationError
 from targets.runners.artifact import ArtifactError, open_artifact
@@ -90,7 +90,7 @@ def _tensors(
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs; the outputs are those of an inference on zeros."""
     try:
-        with _silent_stderr():
+        with silent_stderr():
             opened = open_artifact(path, format.name)
     except ArtifactError as error:
         raise UsageError(

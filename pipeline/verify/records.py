@@ -7,8 +7,10 @@ from pathlib import Path
 from pipeline.verify.culprit import Culprit
 from pipeline.verify.delegation import Delegation, violations
 from pipeline.verify.parity import GroupParity, Parity
-from reports.verification import CulpritRecord, DelegationRecord, ParityGroupRecord, ParityRecord
+from pipeline.verify.task import TaskParity
+from reports.verification import CulpritRecord, DelegationRecord, ParityGroupRecord, ParityRecord, TaskRecord
 
+_FIGURES = ("relative_rmse", "max_abs", "sqnr_db", "cosine", "top1_agreement")
 _LARGEST = 1e9  # an error that is not finite, as a number that JSON has
 
 
@@ -20,6 +22,7 @@ def parity_record(parity: Parity) -> ParityRecord:
         verdict=parity.verdict,
         reasons=parity.reasons,
         groups=tuple(map(_group, parity.groups)),
+        task=parity.task and _task(parity.task),
     )
 
 
@@ -29,7 +32,14 @@ def _group(group: GroupParity) -> ParityGroupRecord:
     return ParityGroupRecord(name=group.name, verdict=group.verdict, samples=group.samples, **figures)
 
 
-_FIGURES = ("relative_rmse", "max_abs", "sqnr_db", "cosine", "top1_agreement")
+def _task(task: TaskParity) -> TaskRecord:
+    return TaskRecord(
+        artifact_percent=task.artifact.value_percent,
+        network_percent=task.network.value_percent,
+        low_points=task.low_points,
+        high_points=task.high_points,
+        samples=task.artifact.samples,
+    )
 
 
 def delegation_record(delegation: Delegation) -> DelegationRecord:

@@ -75,8 +75,18 @@ class TestAFit:
     def test_passes_parity_with_every_artifact(self, job) -> None:
         record = read_run(job[0] / "report.json")
         for probe in record.probes:
-            assert [parity.format for parity in probe.parity] == ["tflite"]
-            assert all(parity.passed and parity.samples == 64 for parity in probe.parity)
+            levels = [("pt2", "program"), ("tflite", "host")]
+            levels += [("tflite", "emulator")] if probe is record.chosen else []  # what is handed over, on the phone, too
+            assert [(parity.format, parity.level) for parity in probe.parity] == levels
+            assert all(parity.passed and len(parity.edge_cases) > 3 for parity in probe.parity)
+            assert [parity.own.samples for parity in probe.parity][:2] == [64, 64]
+
+    def test_says_what_is_delegated(self, job) -> None:
+        record = read_run(job[0] / "report.json")
+        (of_the_original,), (of_the_winner,) = record.base.delegation, record.chosen.delegation
+        for delegation in (of_the_original, of_the_winner):
+            assert (delegation.delegate, delegation.partitions, delegation.whole) == ("XNNPACK", 1, True)
+            assert delegation.delegated_nodes == delegation.nodes and 0.5 < delegation.time_share <= 1
 
     def test_hands_over_what_it_measured(self, job) -> None:
         run, _ = job
@@ -153,7 +163,7 @@ class TestAFit:
         """Once while a probe is exported and once while the network recovers, each followed by --resume."""
         run = tmp_path / "run"
         kill(started("fit", *JOB, "-o", run, "-q"), lambda: any(run.glob("candidates/01/.export-*")))
-        assert (run / "candidates/01/network/.stage.json").exists() and not (run / "candidates/01/tflite").exists()
+        assert (run / "candidates/01/network/.stage.json").exists() and not (run / "candidates/01/artifacts").exists()
 
         kill(started("fit", "--resume", run, "-q"), lambda: 0 < recovery_step(run) < STEPS)
         assert recovery_step(run) < STEPS
@@ -164,7 +174,7 @@ class TestAFit:
         assert hashes(run) == hashes(job[0]) and len(hashes(run)) == 2
         assert not any(run.rglob(".partial-*")) and not any(run.rglob(".export-*")) and not (run / "scratch").exists()
         served = [event["stage"] for event in events_of(run) if event["event"] == "stage" and event["cached"]]
-        assert {"base", "candidates/00/tflite", "candidates/01/network"} <= set(served)
+        assert {"base", "candidates/00/artifacts", "candidates/01/network"} <= set(served)
         one, other = read_run(run / "report.json"), read_run(job[0] / "report.json")
         assert (one.verdict, one.headline) == (other.verdict, other.headline)
         assert [probe.verdict for probe in one.probes] == [probe.verdict for probe in other.probes]
