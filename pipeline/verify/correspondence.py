@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from pipeline.model.network import Network
+from pipeline.model.network import Network, writes
 from pipeline.verify.blocks import PRODUCTS
 from pipeline.verify.tapped import Values
 
@@ -66,6 +66,8 @@ def distance(actual: Tensor, reference: Tensor) -> float:
 
 class Correspondence:
     """Follows `network` on `samples` [N, ...] and finds its nodes among the artifact's `values`.
+
+    Operators that work in place are run on copies, so one whose input is read again behind it is followed wrongly.
 
     Attributes:
         found: what was found, by node.
@@ -132,6 +134,8 @@ class Correspondence:
                 self._take(node, match[0], match[1], expected)
 
     def _compute(self, node: fx.Node, known: dict[fx.Node, object]) -> object:
+        if writes(node):  # over its input, which must stay the artifact's
+            known = known | {source: known[source].clone() for source in node.all_input_nodes}
         self._interpreter.env = known
         return self._interpreter.run_node(node)
 

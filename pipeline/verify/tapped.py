@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.export.artifact import Artifact
 from pipeline.verify import tapped_program
-from pipeline.verify.execute import to_layout
+from pipeline.verify.execute import silent_stderr, to_layout
 from targets.errors import VerificationError
 from targets.runners.artifact import ArtifactError, open_artifact
 
@@ -69,7 +69,8 @@ def interior(artifact: Artifact, samples: np.ndarray) -> Values:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / artifact.path.name
             taps, outputs = _TAPPERS[artifact.format](artifact.path, copy)
-            runtime = open_artifact(copy, artifact.format)
+            with silent_stderr():
+                runtime = open_artifact(copy, artifact.format)
             fed = np.ascontiguousarray(to_layout(samples, artifact.inputs[0]), dtype=artifact.inputs[0].dtype)
             rows = [_run(runtime, fed[:1], taps)]
             fitting = _MOST_BYTES // sum(value.nbytes for value in rows[0] if value is not None)

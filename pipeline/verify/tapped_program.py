@@ -38,7 +38,7 @@ def tap(path: Path, copy: Path) -> tuple[list[int], list[int], list[int]]:
     """
     run = subprocess.run(
         [sys.executable, "-P", "-m", "pipeline.verify.tapped_program", str(path), str(copy)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_CODE_ROOT), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_CODE_ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
     )
