@@ -122,13 +122,12 @@ class Delegation:
             Transposes(**{**row, "between": tuple(row["between"]), "shape": tuple(row["shape"])})
             for row in data["transposes"]
         )
-        estimated = (Estimate(**{**row, "unsupported": tuple(row["unsupported"])}) for row in data["estimates"])
         return cls(
             **{
                 **data,
                 "fallbacks": tuple(fallbacks),
                 "transposes": tuple(transposes),
-                "estimates": tuple(estimated),
+                "estimates": tuple(Estimate(**row) for row in data["estimates"]),
             }
         )
 

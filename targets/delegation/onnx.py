@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from targets.delegation.placement import Placed, Placement, moves_data, of_activations
 from targets.graph import read_graph
 from targets.runners.artifact import runtime_version
+
+if TYPE_CHECKING:
+    from onnxruntime.tools.mobile_helpers.usability_checker import PartitioningInfo
 
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
 REORDERS = {"ReorderInput", "ReorderOutput"}
@@ -29,8 +32,8 @@ class Estimate:
 
     Attributes:
         delegate: "NNAPI", "Core ML".
-        unsupported: kinds of operators it would leave.
-        verdict: "yes", "maybe" or "no": whether to try that provider at all, in the words of the source.
+        verdict: whether to try that provider at all, in the words of the source, and what it would leave: "maybe: it
+            knows no Atan".
         source: who says so.
     """
 
@@ -38,7 +41,6 @@ class Estimate:
     partitions: int
     nodes: int
     delegated_nodes: int
-    unsupported: tuple[str, ...]
     verdict: str
     source: str
 
@@ -116,18 +118,16 @@ def estimates(path: Path) -> tuple[Estimate, ...]:
         "NNAPI": usability_checker.check_nnapi_partitions(model, True),
         "Core ML": usability_checker.check_coreml_partitions(model, True, "coreml_supported_mlprogram_ops.md"),
     }
+    source = f"the usability checker of {runtime_version('onnx')}, by tables of operators"
     return tuple(
-        Estimate(
-            name,
-            info.num_partitions,
-            info.num_nodes,
-            info.num_supported_nodes,
-            tuple(sorted(kind.rpartition(":")[2] for kind in info.unsupported_ops)),
-            info.suitability().name.lower(),
-            f"the usability checker of {runtime_version('onnx')}, by tables of operators",
-        )
+        Estimate(name, info.num_partitions, info.num_nodes, info.num_supported_nodes, _verdict(info), source)
         for name, info in found.items()
     )
+
+
+def _verdict(info: PartitioningInfo) -> str:
+    left = ", ".join(sorted(kind.rpartition(":")[2] for kind in info.unsupported_ops))
+    return info.suitability().name.lower() + (f": it knows no {left}" if left else "")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pipeline.export.together import export_all
 from pipeline.model.lift import lift
 from pipeline.model.network import Network
 from pipeline.verify.delegation import Delegation, Fallback, Limits, Transposes, delegation, require_strict, violations
+from pipeline.verify.records import delegation_record
 from pipeline.verify.sites import sites
 from targets import runners
 from targets.arm.setup import is_ready
@@ -168,8 +169,8 @@ class TestExports:
         found = report("twisted", "onnx")
         assert (found.delegate, found.partitions, found.fallbacks) == ("CPU", 1, ())
         assert found.nodes < 8  # rectifiers are fused
-        assert {each.delegate: each.unsupported for each in found.estimates}["NNAPI"] == ("Atan",)
-        assert all(each.delegated_nodes < each.nodes and each.verdict != "yes" for each in found.estimates)
+        assert {each.delegate: each.verdict for each in found.estimates}["NNAPI"] == "maybe: it knows no Atan"
+        assert all(each.delegated_nodes < each.nodes and each.partitions == 2 for each in found.estimates)
 
     def test_blocked_layouts_count_where_the_target_has_them(self, report):
         """A phone whose runtime reordered what it timed has the reorders counted, as far as this machine has such."""
@@ -244,6 +245,7 @@ class TestExports:
     def test_the_record_reads_back(self, report, format):
         found = report("twisted", format)
         assert Delegation.from_json(json.loads(json.dumps(found.to_json()))) == found
+        assert delegation_record(found).partitions == found.partitions
 
     def test_what_does_not_run_here_says_so(self, artifacts, tmp_path):
         (tmp_path / "model.mlpackage").mkdir()
