@@ -81,6 +81,7 @@ def fixed_at_batch_one(program: ExportedProgram) -> ExportedProgram:
     batch = max(batches, default=1)
     if batch == 1:
         return torch.export.export(module, examples)
+    module._forward_pre_hooks.clear()  # they refuse any batch but the saved one, before anything is traced
     try:
         single = torch.export.export(module, examples)
         _require_same(module, single.module(), arguments, batch)
