@@ -56,7 +56,7 @@ _PLAINER = (
     (re.compile(r" at /\S+?:\d+"), ""),
     (re.compile(r"Didn't find op for builtin opcode '(\w+)' version.*", re.S), r"The runtime has no operator \1."),
     (re.compile(r", you can enable TF kernels fallback.*?TF Select ops:", re.S), ":"),
-    (re.compile(r" that was explicitly marked illegal: %\w+ = .*", re.S), ""),
+    (re.compile(r" that was explicitly marked illegal: %\w+ = .*? : \((.*?)\) -> .*", re.S), r" of \1"),
     (re.compile(r" ?\(?https?://\S+\)?\"?"), ""),
 )
 

@@ -98,8 +98,12 @@ _BY_MESSAGE = (
         re.compile(r"data.dependent|concrete value is expected|unbacked|statically specified|\bu\d+\b", re.I),
         _FIXED,
     ),
-    (re.compile(r"float64|double|f64", re.I), "compute in float32: x.float() in place of x.double()"),
+    (re.compile(r"float64|double|f64|bf16", re.I), "compute in float32: x.float() in place of x.double() or a half"),
     (re.compile(r"complex", re.I), _REAL),
+    (
+        re.compile(r"deserializing the saved file"),
+        "write operators of other libraries in PyTorch's own, or save the file again with this version of PyTorch",
+    ),
     (re.compile(r"keyword inputs"), "wrap it in a module whose forward takes positional inputs"),
     (
         re.compile(r"fixed batch"),
