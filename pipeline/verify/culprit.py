@@ -22,7 +22,7 @@ from pipeline.export.artifact import Artifact
 from pipeline.model.network import Network
 from pipeline.verify import reproducer
 from pipeline.verify.blocks import Blocks, moves
-from pipeline.verify.correspondence import Correspondence, Found, distance
+from pipeline.verify.correspondence import EQUAL, Correspondence, Found, distance
 from pipeline.verify.execute import from_layout, run_artifact, to_layout
 from pipeline.verify.parity import FP32
 from pipeline.verify.parts import effect
@@ -90,7 +90,6 @@ class Culprit:
 
 
 SAMPLES = 4  # looked at, as far as the memory for what is computed on them goes
-_FLOOR = 1e-5  # relative RMSE of one operator: an order of magnitude above rounding, two below FP32's tolerance
 
 
 def search(artifact: Artifact, network: Network, samples: np.ndarray, *, folder: Path) -> Culprit:
@@ -115,7 +114,7 @@ def search(artifact: Artifact, network: Network, samples: np.ndarray, *, folder:
     correspondence = Correspondence(network, worst, values)
     blocks = Blocks(network)
     depths = _errors(network, worst, correspondence, blocks)
-    suspects = [found for found in correspondence.ordered() if found.own > _FLOOR]
+    suspects = [found for found in correspondence.ordered() if found.own > EQUAL]
     effects = [
         effect(network, worst, suspect.node, suspect.taken - correspondence.expected(suspect.node))
         for suspect in suspects
@@ -151,7 +150,7 @@ def _errors(
     """The error of every value found, but those that only lie elsewhere or are another's under a second name."""
     shown, seen = {}, set()
     for found in correspondence.ordered():
-        if found.own > _FLOOR or not (found.tensor in seen or moves(found.node)):
+        if found.own > EQUAL or not (found.tensor in seen or moves(found.node)):
             shown[found.node.name] = found
         seen.add(found.tensor)
     right: dict[str, list[torch.Tensor]] = {name: [] for name in shown}

@@ -21,6 +21,7 @@ from pipeline.export.artifact import Artifact, sha256_of
 from pipeline.export.child import export
 from pipeline.model.ingest import export_program, from_program
 from pipeline.model.network import Network
+from pipeline.verify.correspondence import EQUAL
 from pipeline.verify.culprit import BlockError, Culprit, search
 from pipeline.verify.execute import run_artifact, to_layout
 
@@ -257,7 +258,7 @@ def test_errors_by_depth(tmp_path):
     paths = layers("residual")
     wrong = with_weights(exported("residual", "onnx"), paths.index("layer2.0.conv2"), noise(0.3), tmp_path)
     found = search(wrong, network("residual"), samples("residual"), folder=tmp_path / "culprit")
-    (at,) = [index for index, entry in enumerate(found.blocks) if entry.own > 1e-5]
+    (at,) = [index for index, entry in enumerate(found.blocks) if entry.own > EQUAL]
     assert found.blocks[at].block == "layer2.0"
     assert max(entry.value for entry in found.blocks[:at]) < 1e-5
     # The skip beside the wrong convolution is right, and what parts from it alone is, too.
@@ -343,7 +344,7 @@ def test_reproducer_shows_the_error_alone(name, layer, format, tmp_path):
     inputs = [torch.from_numpy(values[key]) for key in values.files if key.startswith("input_")]
     with torch.no_grad():
         np.testing.assert_allclose(part(*inputs).numpy(), values["expected"], rtol=1e-5, atol=1e-6)
-    worst = next(entry.own for entry in found.blocks if entry.own > 1e-5)
+    worst = next(entry.own for entry in found.blocks if entry.own > EQUAL)
     scale = np.sqrt(np.mean(values["expected"] ** 2))
     assert np.sqrt(np.mean((values["given"] - values["expected"]) ** 2)) / scale == pytest.approx(worst, rel=0.5)
     text = (found.reproducer / "README.txt").read_text()

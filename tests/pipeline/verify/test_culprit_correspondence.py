@@ -67,7 +67,7 @@ def with_noise(layer: str, relative: float) -> Network:
 
 
 def wrong(correspondence: Correspondence) -> list[str]:
-    return [found.node.name for found in correspondence.ordered() if found.own > 1e-5]
+    return [found.node.name for found in correspondence.ordered() if found.own > EQUAL]
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
@@ -96,7 +96,7 @@ def test_the_layer_that_was_changed_is_in_the_first_wrong_part(layer, relative, 
     }
     values, _ = artifact(network, kept, order)
     correspondence = Correspondence(NETWORK, SAMPLES, values)
-    first = next(found for found in correspondence.ordered() if found.own > 1e-5)
+    first = next(found for found in correspondence.ordered() if found.own > EQUAL)
     assert layer in [node.target for node in correspondence.between(first.node)]
 
 
@@ -143,7 +143,7 @@ def test_operators_in_place_leave_the_artifacts_values_alone():
 def test_a_part_alone_gives_what_is_expected():
     values, _ = artifact(with_noise("fused.project", 0.3))
     correspondence = Correspondence(NETWORK, SAMPLES, values)
-    found = next(found for found in correspondence.ordered() if found.own > 1e-5)
+    found = next(found for found in correspondence.ordered() if found.own > EQUAL)
     alone, sources = part(NETWORK, correspondence.between(found.node))
     with torch.no_grad():
         rows = [alone(*inputs) for inputs in zip(*map(correspondence.value, sources))]
