@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from calibration.dataset import Samples, open_samples
-from pipeline.export.contract import Contract, read_labels
+from pipeline.export.contract import Contract
 from pipeline.recipe import Recipe
 from targets.errors import UsageError
 
@@ -29,11 +29,7 @@ class FitSamples:
     def __init__(self, recipe: Recipe, input_shape: tuple[int, ...], classes: int | None) -> None:
         data = _open(recipe, recipe.data, input_shape, classes)
         _require_repeatable(data)
-        seen = data.validate()
-        pixels = data.pixel_normalization
-        labels = read_labels(Path(recipe.labels), classes) if recipe.labels else data.class_names
-        normalization = {} if pixels is None else {"mean": pixels.mean, "std": pixels.std}
-        self.contract = Contract(seen.minimum, seen.maximum, **normalization, labels=labels)
+        self.contract = Contract.of(data, recipe.labels, classes)
         if recipe.test is None:
             self.training, self.test = data.split(0.2, recipe.seed)
         else:

@@ -95,11 +95,8 @@ class Stages:
 
     @cached_property
     def classes(self) -> int | None:
-        """Number of classes where the outputs are rows of class scores [N, C], C > 1."""
-        with torch.no_grad():
-            output = self.base(*self.base.example)
-        scores = self.recipe.output == "classes" and output.ndim == 2 and output.shape[1] > 1
-        return output.shape[1] if scores else None
+        """Number of classes where the outputs are rows of class scores, and are meant as such."""
+        return self.base.classes if self.recipe.output == "classes" else None
 
     @cached_property
     def costs(self) -> CostTable:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,13 @@ from targets.errors import PlanishError
 
 if TYPE_CHECKING:
     from pipeline.export.artifact import Artifact
+    from pipeline.model.network import Network
+    from pipeline.verify.delegation import Delegation
     from pipeline.verify.parity import Parity
     from pipeline.verify.reference import Reference
+    from targets.delegation.naming import Site
+
+SAMPLES = 64
 
 
 @click.command("export")
@@ -37,6 +44,8 @@ if TYPE_CHECKING:
     help="Repeatable; several are exported side by side.",
 )
 @click.option("--channels-first", is_flag=True, help="TFLite input and output stay NCHW (default: NHWC).")
+@click.option("--labels", help="Text file with the names of the classes, one a line (default: class folders).")
+@click.option("--strict", is_flag=True, help="Refuse an artifact that its delegate does not take whole.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True)
 @speaking
 def command(
@@ -47,6 +56,8 @@ def command(
     std: tuple[float, ...],
     formats: tuple[str, ...],
     channels_first: bool,
+    labels: str | None,
+    strict: bool,
     output: Path,
     console: Console,
 ) -> int:
@@ -70,36 +81,32 @@ def command(
             example=lambda: next(open_samples(data, **normalisation).take(2).batches(2))[0],
         )
         require_one_tensor(network, model)
-        samples = open_samples(data, input_shape=network.input_shape, limit=64, **normalisation)
-        seen, pixels = samples.validate(), samples.pixel_normalization
-        x, labels = next(samples.batches(64))
-        reference = Reference.of(
-            network.graph, x.numpy(), None if labels is None else labels.numpy(), (seen.minimum, seen.maximum)
-        )
+        classes = network.classes
+        samples = open_samples(data, input_shape=network.input_shape, classes=classes, limit=SAMPLES, **normalisation)
+        contract = Contract.of(samples, labels, classes)
+        x, y = next(samples.batches(SAMPLES))
+        truth = None if y is None or classes is None else y.numpy()
+        reference = Reference.of(network.graph, x.numpy(), truth, (contract.minimum, contract.maximum))
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="planish-export-") as scratch,
-        console.stage(f"exporting {', '.join(formats)}") as stage,
-    ):
-        torch.export.save(network.exported(), Path(scratch) / "network.pt2")
-        found = export_all(
-            Path(scratch) / "network.pt2",
-            formats=formats,
-            directory=output,
-            channels_last=not channels_first,
-            contract=Contract(
-                seen.minimum,
-                seen.maximum,
-                None if pixels is None else pixels.mean,
-                None if pixels is None else pixels.std,
-                samples.class_names,
-            ),
-            progress=lambda format, phase: stage.update(f"{format}: {phase}"),
-        )
-    with console.stage("checking"):
-        rows, lines, errors = _checked(found, reference, output)
+    with tempfile.TemporaryDirectory(prefix="planish-export-") as scratch:
+        program = Path(scratch) / "network.pt2"
+        torch.export.save(network.exported(), program)
+        with console.stage(f"exporting {', '.join(formats)}") as stage:
+            found = export_all(
+                program,
+                formats=formats,
+                directory=output,
+                channels_last=not channels_first,
+                contract=contract,
+                progress=lambda format, phase: stage.update(f"{format}: {phase}"),
+            )
+        with console.stage("checking") as stage:
+            check = _Check(network, program, reference, strict, output, stage.update)
+            rows, lines, errors = check.all(found)
     if not lines:
+        for error in errors[1:]:
+            console.error(error)
         raise errors[0]
     for error in errors:
         console.error(error)
@@ -107,33 +114,66 @@ def command(
     return errors[0].exit_code if errors else 0
 
 
-def _checked(
-    found: dict[str, Artifact | PlanishError], reference: Reference, output: Path
-) -> tuple[list[dict[str, Any]], list[Text], list[PlanishError]]:
-    """For each format a row and, unless it failed, a line; a file that is there is a file that did not fail."""
-    from pipeline.verify.levels import check_host
-    from pipeline.verify.parity import failure
+@dataclass
+class _Check:
+    """What stays of an export: a file that is there is a file that did not fail."""
 
-    rows, lines, errors = [], [], []
-    unchecked = [artifact for artifact in found.values() if not isinstance(artifact, PlanishError)]
-    try:
-        for format, artifact in found.items():
-            if isinstance(artifact, PlanishError):
-                errors.append(artifact)
-                rows.append({"format": format, "error": artifact.to_json()})
-                continue
-            parity = check_host(artifact, reference)
-            if parity.failed:
-                errors.append(failure(parity, artifact.path))
+    network: Network
+    program: Path
+    reference: Reference
+    strict: bool
+    output: Path
+    progress: Callable[[str], None]
+
+    def all(
+        self, found: dict[str, Artifact | PlanishError]
+    ) -> tuple[list[dict[str, Any]], list[Text], list[PlanishError]]:
+        """For each format a row and, unless it failed, lines."""
+        import torch
+
+        from pipeline.verify.sites import sites
+
+        known = sites(torch.export.load(self.program))
+        rows, lines, errors = [], [], []
+        unchecked = [artifact for artifact in found.values() if not isinstance(artifact, PlanishError)]
+        try:
+            for format, artifact in found.items():
+                self.progress(format)
+                if isinstance(artifact, PlanishError):
+                    errors.append(artifact)
+                    rows.append({"format": format, "error": artifact.to_json()})
+                    continue
+                row, line, error = self._one(artifact, known)
+                rows.append(row)
+                lines += line
+                if error is not None:
+                    errors.append(error)
+                    artifact.discard()
+                unchecked.remove(artifact)
+        finally:
+            for artifact in unchecked:
                 artifact.discard()
-            else:
-                lines.append(_line(artifact, parity))
-            unchecked.remove(artifact)
-            rows.append({"format": format, "artifact": artifact.to_json(output), "parity": parity.to_json()})
-    finally:
-        for artifact in unchecked:
-            artifact.discard()
-    return rows, lines, errors
+        return rows, lines, errors
+
+    def _one(self, artifact: Artifact, known: Sequence[Site]) -> tuple[dict[str, Any], list[Text], PlanishError | None]:
+        from pipeline.verify.delegation import delegation, require_strict
+        from pipeline.verify.failed import keep_failed
+        from pipeline.verify.levels import check_host
+
+        parity = check_host(artifact, self.reference)
+        row = {"format": artifact.format, "artifact": artifact.to_json(self.output), "parity": parity.to_json()}
+        if parity.failed:
+            self.progress(f"looking for what {artifact.format} gets wrong")
+            kept = self.output / "failed" / artifact.format
+            return row, [], keep_failed(kept, parity, self.network, artifact, self.reference)
+        placed = delegation(artifact, sites=known)
+        row["delegation"] = placed.to_json()
+        if self.strict:
+            try:
+                require_strict(placed, artifact)
+            except PlanishError as error:
+                return row, [], error
+        return row, [_line(artifact, parity), _placed(placed)], None
 
 
 def _line(artifact: Artifact, parity: Parity) -> Text:
@@ -144,3 +184,17 @@ def _line(artifact: Artifact, parity: Parity) -> Text:
         else f"not run here: {parity.reasons[0]}"
     )
     return Text(f"{artifact.path}  {artifact.bytes:,} bytes, {checked}, exported in {artifact.seconds:.0f} s")
+
+
+def _placed(delegation: Delegation) -> Text:
+    """What is delegated, in a line."""
+    if not delegation.known or delegation.nodes is None:
+        return Text(f"  {delegation.delegate}: {delegation.learned}", "dim")
+    left = [f"{each.count} {each.kind} in {each.module or 'the network itself'}" for each in delegation.fallbacks]
+    moved = sum(each.count for each in delegation.transposes)
+    text = (
+        f"  {delegation.delegate} takes {delegation.delegated_nodes} of {delegation.nodes} operators, "
+        f"{delegation.partitions} partition{'' if delegation.partitions == 1 else 's'}"
+    )
+    text += f"; left: {', '.join(left)}" if left else ""
+    return Text(text + (f"; {moved} transposes of activations" if moved else ""), "dim")

@@ -79,9 +79,7 @@ def command(
             example=lambda: next(open_samples(data, **normalisation).take(2).batches(2))[0],
         )
         require_one_tensor(network, model)
-        with torch.no_grad():
-            scores = network(*network.example)
-        classes = scores.shape[1] if scores.ndim == 2 and scores.shape[1] > 1 else None
+        classes = network.classes
         samples = open_samples(data, input_shape=network.input_shape, classes=classes, limit=count, **normalisation)
         info = samples.validate()
         x, labels = next(samples.batches(count))

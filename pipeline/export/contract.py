@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import TensorSpec
 from targets.errors import UsageError
+
+if TYPE_CHECKING:
+    from calibration.dataset import Samples
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,25 @@ class Contract:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     labels: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, samples: Samples, labels: str | None = None, classes: int | None = None) -> Contract:
+        """What `samples` tell of it; every value of them is read once.
+
+        Args:
+            labels: a text file with the names of the `classes`; without one the class folders are their names.
+
+        Raises:
+            UsageError: LABELS_UNUSABLE, and what `Samples.validate` raises.
+        """
+        seen, pixels = samples.validate(), samples.pixel_normalization
+        return cls(
+            seen.minimum,
+            seen.maximum,
+            None if pixels is None else pixels.mean,
+            None if pixels is None else pixels.std,
+            read_labels(Path(labels), classes) if labels else samples.class_names,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

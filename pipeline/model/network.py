@@ -72,6 +72,14 @@ class Network:
         """Shape of one sample of the first input, without the batch dimension."""
         return tuple(self.example[0].shape[1:])
 
+    @property
+    def classes(self) -> int | None:
+        """Number of classes where the output is rows of class scores [N, C], C > 1."""
+        with torch.no_grad():
+            output = self(*self.example)
+        scores = isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
+        return output.shape[1] if scores else None
+
     def layer(self, name: str) -> nn.Module:
         return self.graph.get_submodule(name)
 

@@ -317,7 +317,7 @@ def require_strict(delegation: Delegation, artifact: Artifact, limits: Limits = 
     """Raises VerificationError `NOT_DELEGATED` when there are violations."""
     if found := violations(delegation, limits):
         raise VerificationError(
-            f"The {artifact.format} artifact is not one delegated whole.",
+            f"The {artifact.format} artifact is not delegated as a whole.",
             where=str(artifact.path),
             why=" ".join(found),
             fix="replace what is named in the network, choose another format, or go without --strict.",
