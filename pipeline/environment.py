@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "litert-torch", "ai-edge-litert", "executorch")
+TOOLS = (
+    *("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "litert-torch", "ai-edge-litert", "executorch"),
+    "coremltools",
+)
 
 
 def environment() -> dict[str, str]:

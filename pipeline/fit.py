@@ -63,11 +63,10 @@ class FitResult:
 def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candidate, goal_ms: None) -> FitResult:
     """Run the loop. `told` hears of every candidate as soon as it is judged."""
     recipe = stages.recipe
-    primary, every = recipe.formats[:1], recipe.formats
     _require_judgeable(stages)
     stages.samples  # noqa: B018  (bad data ends the run before any work is done on it)
     evidence = Evidence(stages)
-    original = _candidate(evidence, 0, stages.original(), every)
+    original = _candidate(evidence, 0, stages.original(), searching=False)
     if recipe.strict:  # before any work on it: what the original has that no delegate takes, its candidates have, too
         for artifact, delegation in zip(original.artifacts, original.delegation):
             require_strict(delegation, artifact)
@@ -87,7 +86,7 @@ def fit(stages: Stages, told: Callable[[Candidate, float], None] = lambda candid
             break
         if any(made.result["weights_sha256"] == other.made.result["weights_sha256"] for other in candidates):
             break  # the same plan again: nothing lies between
-        candidate = _candidate(evidence, index, made, primary)
+        candidate = _candidate(evidence, index, made, searching=True)
         candidate.verdict = _judge(evidence, candidate, goal_ms)
         candidates.append(candidate)
         met, smallest = candidate.verdict == "met", made.result["smallest"]
@@ -134,7 +133,7 @@ def _finish(
     met = [candidate for candidate in candidates if candidate.verdict == "met" and not candidate.violations]
     chosen = max(met, key=lambda c: c.milliseconds) if met else min(candidates, key=lambda c: c.milliseconds)
     made = stages.recovered(index, chosen.made)
-    final = _candidate(evidence, index, made, stages.recipe.formats)
+    final = _candidate(evidence, index, made, searching=False)
     final.recovered_from = chosen.index
     final.verdict = _judge(evidence, final, goal_ms)
     candidates.append(final)
@@ -142,16 +141,16 @@ def _finish(
     return final
 
 
-def _candidate(evidence: Evidence, index: int, made: Made, formats: list[str]) -> Candidate:
+def _candidate(evidence: Evidence, index: int, made: Made, searching: bool) -> Candidate:
     """Export, verify and measure: all formats for what may be handed over, the deciding one while searching."""
-    recipe, handed_over = evidence.recipe, formats == evidence.recipe.formats
-    candidate = Candidate(index, made, evidence.exported(made, formats))
-    candidate.parity = evidence.verified(made, candidate.artifacts, emulated=handed_over and index > 0)
+    recipe = evidence.recipe
+    candidate = Candidate(index, made, evidence.exported(made, recipe.formats[:1] if searching else recipe.formats))
+    candidate.parity = evidence.verified(made, candidate.artifacts, emulated=not searching and index > 0)
     if recipe.strict:
         candidate.delegation = evidence.delegated(made, candidate.artifacts)
     candidate.measurements = evidence.measured(made, candidate.artifacts, MORE_SAMPLES[0])
     if evidence.stages.classes is not None:
-        candidate.quality = evidence.quality(made, candidate.artifacts[0] if handed_over else None)
+        candidate.quality = evidence.quality(made, None if searching else candidate.artifacts[0])
     return candidate
 
 

@@ -37,8 +37,7 @@ def export(
     format: str,
     directory: Path,
     channels_last: bool = True,
-    input_range: tuple[float, float] | None = None,
-    contract: Contract | None = None,
+    contract: Contract = NOTHING_KNOWN,
     timeout_s: float = 900,
     memory_limit_mib: float | None = None,
     log: Path,
@@ -52,7 +51,6 @@ def export(
         format: name in `formats.FORMATS`.
         directory: where the artifact goes; created when missing.
         channels_last: inputs and outputs of rank 4 are NHWC where the format can have them so.
-        input_range: smallest and largest value of the calibration data, where no more of the contract is known.
         contract: what an app must know of input and output; recorded with the artifact, and in it where it can be.
         timeout_s: wall-clock limit of the conversion, seconds.
         memory_limit_mib: limit of the memory that the conversion's processes hold together, MiB; by default 80 % of
@@ -73,7 +71,7 @@ def export(
         network_pt2,
         beside=directory,
         options=["--channels-last"] if channels_last else [],
-        contract=contract or Contract(*(input_range or ())),
+        contract=contract,
         timeout_s=timeout_s,
         memory_limit_mib=memory_limit_mib,
         log=log,

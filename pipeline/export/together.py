@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pipeline.export.artifact import Artifact
-from pipeline.export.child import export
+from pipeline.export.child import NOTHING_KNOWN, export
 from pipeline.export.contract import Contract
 from pipeline.export.formats import format_named
 from pipeline.export.memory import SHARE, available_mib, default_limit_mib
@@ -27,7 +27,7 @@ def export_all(
     formats: Sequence[str],
     directory: Path,
     channels_last: bool = True,
-    contract: Contract | None = None,
+    contract: Contract = NOTHING_KNOWN,
     timeout_s: float = 900,
     memory_limit_mib: float | None = None,
     logs: Path | None = None,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pipeline.export.conversion import fixed_at_batch_one
 from pipeline.export.failure import place
-from pipeline.export.worker import fixed_at_batch_one
 from targets.delegation.naming import Site
 from targets.graph import Shape, macs
 

@@ -76,7 +76,9 @@ class TestAFit:
         record = read_run(job[0] / "report.json")
         for probe in record.probes:
             levels = [("pt2", "program"), ("tflite", "host")]
-            levels += [("tflite", "emulator")] if probe is record.chosen else []  # what is handed over, on the phone, too
+            levels += (
+                [("tflite", "emulator")] if probe is record.chosen else []
+            )  # what is handed over, on the phone, too
             assert [(parity.format, parity.level) for parity in probe.parity] == levels
             assert all(parity.passed and len(parity.edge_cases) > 3 for parity in probe.parity)
             assert [parity.own.samples for parity in probe.parity][:2] == [64, 64]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.export.artifact import Artifact
 from pipeline.export.child import export
+from pipeline.export.contract import Contract
 
 CHANNELS, HEIGHT, WIDTH, CLASSES = 3, 28, 24, 10  # not square: a swapped axis must not go unnoticed
 _FASHION = Path(__file__).parents[3] / "examples" / "fashion" / "test.npz"
@@ -181,7 +182,7 @@ def exported(name: str, format: str) -> Artifact:
         saved(name),
         format=format,
         directory=workspace() / name / format,
-        input_range=(-1.0, 2.0),
+        contract=Contract(-1.0, 2.0),
         log=workspace() / f"{name}.{format}.log",
     )
 
