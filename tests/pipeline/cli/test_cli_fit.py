@@ -87,8 +87,15 @@ class TestAFit:
         record = read_run(job[0] / "report.json")
         (of_the_original,), (of_the_winner,) = record.base.delegation, record.chosen.delegation
         for delegation in (of_the_original, of_the_winner):
-            assert (delegation.delegate, delegation.partitions, delegation.whole) == ("XNNPACK", 1, True)
+            assert (delegation.delegate, delegation.partitions, delegation.fallbacks) == ("XNNPACK", 1, ())
             assert delegation.delegated_nodes == delegation.nodes and 0.5 < delegation.time_share <= 1
+        (sentence,) = of_the_original.violations  # flattening an NCHW map is a transpose where maps are NHWC
+        assert "TRANSPOSE" in sentence and "'head'" in sentence
+
+    def test_that_is_strict_refuses_what_is_not_delegated_whole(self, in_user_folder: Path, tmp_path: Path) -> None:
+        done = finished("fit", *JOB, "--strict", "-o", tmp_path / "run")
+        assert done.returncode == 4 and "NOT_DELEGATED" in done.stderr and "'head'" in done.stderr, done.stderr
+        assert not (tmp_path / "run/candidates/01").exists()  # nothing was compressed
 
     def test_hands_over_what_it_measured(self, job) -> None:
         run, _ = job
@@ -306,7 +313,7 @@ def test_an_exported_artifact_measures_the_same_every_time(mark: str, in_user_fo
     done = planish("export", *MODEL[:5], "--format", "tflite", "-o", tmp_path, "--json")
     assert done.exit_code == 0, done.stderr
     (row,) = json.loads(done.stdout.splitlines()[-1])["artifacts"]
-    assert row["parity"]["passed"] and row["artifact"]["sha256"] == sha256_of(tmp_path / "model.tflite")
+    assert row["parity"]["verdict"] == "passed" and row["artifact"]["sha256"] == sha256_of(tmp_path / "model.tflite")
     artifact = tmp_path / "model.tflite"
     words = ["measure", artifact, artifact, "--target", "pixel-4-cpu", "--data", "test.npz", "--json"]
     done = planish(*words)
