@@ -76,7 +76,7 @@ def write(
         error=distance(given, expected),
         largest=float(difference.max()),
         peak=float(expected.abs().max()),
-        versions=", ".join(f"{name} {version}" for name, version in artifact.tool_versions.items()),
+        versions=", ".join(f"{name} {version}" for name, version in artifact.tool_versions.items()) or "not recorded",
     )
     try:
         torch.export.save(export_program(alone, tuple(inputs), module), folder / PROGRAM)

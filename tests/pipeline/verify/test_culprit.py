@@ -24,6 +24,9 @@ from pipeline.model.network import Network
 from pipeline.verify.correspondence import EQUAL
 from pipeline.verify.culprit import BlockError, Culprit, search
 from pipeline.verify.execute import run_artifact, to_layout
+from pipeline.verify.failed import keep_failed
+from pipeline.verify.levels import check_host
+from pipeline.verify.reference import Reference
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
 SAMPLES = 8
@@ -358,3 +361,19 @@ def test_culprit_survives_json(tmp_path):
         culprit = Culprit(name, name and "b.conv", ("b",), blocks, "12 values inside the artifact", 4, folder)
         data = json.loads(json.dumps(culprit.to_json(tmp_path), allow_nan=False))
         assert Culprit.from_json(data, tmp_path) == culprit
+
+
+def test_what_is_kept_of_a_failure(tmp_path: Path) -> None:
+    broken = with_weights(exported("chain", "onnx"), 2, lambda weights: weights + 0.05, tmp_path)
+    reference = Reference.of(network("chain").graph, samples("chain"))
+    parity = check_host(broken, reference)
+    assert parity.failed
+    folder = tmp_path / "failed" / "chain"
+    for _ in range(2):  # the second replaces the first
+        error = keep_failed(folder, parity, network("chain"), broken, reference)
+    assert error.code == "PARITY_FAILED" and "The first block to go wrong is features.4" in error.why
+    assert str(folder / "index.html") in error.fix and "features.4" in (folder / "index.html").read_text()
+    assert sha256_of(folder / broken.path.name) == broken.sha256
+    found = Culprit.from_json(json.loads((folder / "culprit.json").read_text()), folder)
+    assert found.block == "features.4" and (found.reproducer / "values.npz").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["chain"]  # nothing half-written beside it
