@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from targets.errors import UsageError
 
 if TYPE_CHECKING:
     from calibration.dataset import Samples
+
+KEY = "planish.contract"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ class Contract:
         """`specs` with the labels on the first, if it holds a score for each."""
         first, *rest = specs
         return (replace(first, labels=self.labels) if first.shape[-1:] == (len(self.labels),) else first), *rest
+
+
+    def told(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+        """Inputs and outputs as JSON, for formats that have room for a text under the name `KEY`."""
+        told = {"inputs": self.of_inputs(inputs), "outputs": self.of_outputs(outputs)}
+        rows = {kind: [{**asdict(spec), "description": spec.description} for spec in told[kind]] for kind in told}
+        return json.dumps(rows, ensure_ascii=False)
 
 
 def read_labels(file: Path, classes: int | None) -> tuple[str, ...]:

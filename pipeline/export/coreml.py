@@ -13,13 +13,14 @@ import contextlib
 import json
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.export.artifact import TensorSpec, layout_of
+from pipeline.export.contract import KEY, Contract
 from pipeline.export.conversion import Conversion, Phase, Request
 
 if TYPE_CHECKING:
@@ -52,12 +53,23 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
             files = {file.relative_to(package).as_posix(): file for file in package.rglob("*") if file.is_file()}
             content = {name: files[name].read_bytes() for name in sorted(files) if _belongs(name)}
     description = model.get_spec().description
-    return Conversion(
-        content,
-        RUNTIME_MINIMUM,
-        tuple(map(_specification, description.input)),
-        tuple(map(_specification, description.output)),
-    )
+    inputs, outputs = (tuple(map(_specification, features)) for features in (description.input, description.output))
+    content[MODEL] = _with_contract(content[MODEL], request.contract, inputs, outputs)
+    return Conversion(content, RUNTIME_MINIMUM, inputs, outputs)
+
+
+def _with_contract(
+    content: bytes, contract: Contract, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> bytes:
+    """The model with the contract in its metadata, and in words at each feature, where Xcode shows it."""
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model.FromString(content)
+    model.description.metadata.userDefined[KEY] = contract.told(inputs, outputs)
+    features = (*model.description.input, *model.description.output)
+    for feature, spec in zip(features, (*contract.of_inputs(inputs), *contract.of_outputs(outputs))):
+        feature.shortDescription = spec.description
+    return model.SerializeToString(deterministic=True)
 
 
 def target() -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.export.artifact import TensorSpec, layout_of
+from pipeline.export.contract import KEY
 from pipeline.export.conversion import Conversion, Phase, Request
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
 
     Images stay NCHW: ONNX operators are defined on it, and so is the artifact's border.
     """
-    model = simplified(program, phase)
+    model = simplified(program, request, phase)
     return Conversion(
         model.SerializeToString(deterministic=True),
         RUNTIME_MINIMUM,
@@ -34,8 +35,8 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
     )
 
 
-def simplified(program: ExportedProgram, phase: Phase) -> ModelProto:
-    """`program` as a checked ONNX model that tells nothing of the user's machine."""
+def simplified(program: ExportedProgram, request: Request, phase: Phase) -> ModelProto:
+    """`program` as a checked ONNX model that tells the contract, and nothing of the user's machine."""
     import onnx
     import onnxsim
     import torch
@@ -53,6 +54,8 @@ def simplified(program: ExportedProgram, phase: Phase) -> ModelProto:
     phase("simplifying")
     model, _ = onnxsim.simplify(exported.model_proto)  # its own check uses random input; parity uses the user's
     anonymise(model)
+    inputs, outputs = (list(map(specification, values)) for values in (model.graph.input, model.graph.output))
+    onnx.helper.set_model_props(model, {KEY: request.contract.told(inputs, outputs)})
     phase("checking")
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)

@@ -32,7 +32,7 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
     """`program` at batch 1 to ONNX as `onnx.convert` makes it, then to the ORT format; the same names and layout."""
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-    model = simplified(program, phase)
+    model = simplified(program, request, phase)
     phase("converting to the ORT format")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.onnx"

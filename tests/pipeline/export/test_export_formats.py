@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 from export_networks import NETWORKS, build, eager, exported, images, saved, workspace
 
 from pipeline.export.artifact import Artifact, bytes_of, files_of, sha256_of
-from pipeline.export.contract import Contract
+from pipeline.export.contract import KEY, Contract
+from pipeline.export.coreml import MODEL
 from pipeline.export.formats import FORMATS
+from pipeline.export.metadata import FIELD, IDENTIFIER, LABELS_FILE
 from pipeline.export.ort_order import in_order
 from pipeline.export.together import export_all
 from pipeline.verify.execute import from_layout, run_artifact, to_layout
@@ -76,6 +79,43 @@ def test_contract(name, artifacts):
     assert (artifact.delegation is not None) == (name in DELEGATED)
     assert Artifact.from_json(json.loads(json.dumps(artifact.to_json(workspace()))), workspace()) == artifact
     artifact.require_unchanged()
+
+
+def told_by(artifact: Artifact) -> dict[str, list[dict[str, object]]]:
+    """The contract as the file itself holds it."""
+    if artifact.format == "coreml":
+        from coremltools.proto import Model_pb2
+
+        description = Model_pb2.Model.FromString((artifact.path / MODEL).read_bytes()).description
+        assert "RGB image" in description.input[0].shortDescription
+        return json.loads(description.metadata.userDefined[KEY])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(artifact.path), providers=["CPUExecutionProvider"])
+    return json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+
+
+@pytest.mark.parametrize("name", ["onnx", "ort", "coreml"])
+def test_the_file_itself_tells_the_contract(name, artifacts):
+    told = told_by(artifacts[name])
+    (given,), (scores,) = told["inputs"], told["outputs"]
+    assert (given["mean"], given["maximum"], given["layout"]) == ([0.5, 0.5, 0.5], 2.0, "NCHW")
+    assert tuple(scores["labels"]) == CONTRACT.labels
+
+
+def test_tflite_has_its_own_metadata_and_the_labels_as_a_file(artifacts):
+    from ai_edge_litert.schema_py_generated import ModelT
+
+    content = artifacts["tflite"].path.read_bytes()
+    with zipfile.ZipFile(artifacts["tflite"].path) as archive:
+        assert archive.read(LABELS_FILE).decode().split("\n")[:-1] == list(CONTRACT.labels)
+    model = ModelT.InitFromPackedBuf(content, 0)
+    held = {entry.name.decode(): bytes(model.buffers[entry.buffer].data) for entry in model.metadata}
+    metadata = held[FIELD]
+    assert metadata[4:8] == IDENTIFIER and b"an RGB image, float32 NHWC" in metadata
+    pixels = np.array([0.5 * 255] * 3, np.float32).tobytes()  # the schema's normalisation is of stored pixels
+    assert pixels in metadata and "min_runtime_version" in held
+    assert (content.index(b"TFL3", 8) - 4) % 64 == 0  # the converter's file, with its weights where kernels load them
 
 
 @pytest.mark.parametrize("name", FORMATS)
