@@ -70,7 +70,6 @@ class Contract:
         first, *rest = specs
         return (replace(first, labels=self.labels) if first.shape[-1:] == (len(self.labels),) else first), *rest
 
-
     def told(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
         """Inputs and outputs as JSON, for formats that have room for a text under the name `KEY`."""
         told = {"inputs": self.of_inputs(inputs), "outputs": self.of_outputs(outputs)}

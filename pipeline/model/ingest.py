@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.callables import load_callable
+from pipeline.model.batch import for_any_batch
 from pipeline.model.lift import lift
 from pipeline.model.network import Network
 from targets.errors import UsageError, nearest
@@ -87,8 +88,9 @@ def from_program(program: torch.export.ExportedProgram, weights: Path | None = N
         module = program.module(check_guards=False)
         load_weights(module, weights)
         program = export_program(module, _example_of(program))
+    _example_of(program)
+    program = for_any_batch(program)
     example = _example_of(program)
-    _require_dynamic_batch(program)
     graph, sources = lift(program)
     network = Network(graph, example, (), sources)
     _require_same(program, network)
@@ -107,21 +109,6 @@ def require_one_tensor(network: Network, source: str) -> None:
             fix="wrap it in a module whose forward takes one tensor and returns one",
             code="MODEL_SIGNATURE",
         )
-
-
-def _require_dynamic_batch(program: torch.export.ExportedProgram) -> None:
-    for node in program.graph.nodes:
-        shape = getattr(node.meta.get("val"), "shape", ())
-        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs and len(shape):
-            if isinstance(shape[0], int):
-                raise UsageError(
-                    "the network is fixed to one batch size",
-                    where=f"its input '{node.name}'",
-                    why=f"the first dimension is always {shape[0]}",
-                    fix="use x.shape[0] or -1 where the batch size stands in forward; save a .pt2 with "
-                    "dynamic_shapes=({0: torch.export.Dim.AUTO},)",
-                    code="MODEL_BATCH",
-                )
 
 
 def _require_same(program: torch.export.ExportedProgram, network: Network) -> None:

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_networks import CHANNELS, HEIGHT, NETWORKS, WIDTH, build, save, saved
+from export_networks import save, saved
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from pipeline.export import child, worker
 from pipeline.export.child import export
-from pipeline.export.conversion import fixed_at_batch_one
 from pipeline.export.staging import PREFIX as STAGING_PREFIX
 from targets.errors import MissingEnvironmentError, UsageError, VerificationError
 
@@ -38,13 +36,6 @@ class FixedReshape(nn.Module):
 
     def forward(self, x):
         return x.reshape(4, -1)
-
-
-class Centred(nn.Module):
-    """A sample's output depends on the others of its batch."""
-
-    def forward(self, x):
-        return x - x.mean(0)
 
 
 def left_behind(directory: Path) -> list[Path]:
@@ -95,34 +86,6 @@ def test_files_of_the_users_are_not_taken_for_packages(tmp_path, monkeypatch):
     with pytest.raises(VerificationError) as caught:
         export(path, format="onnx", directory=tmp_path / "onnx", log=tmp_path / "log")
     assert caught.value.code == "EXPORT_FAILED" and "fixed batch of 4" in caught.value.why
-    assert "symbolic batch" in caught.value.why
-
-
-def traced(network: nn.Module, batch: int) -> torch.export.ExportedProgram:
-    return torch.export.export(network.eval(), (torch.randn(batch, CHANNELS, HEIGHT, WIDTH),))
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_fixed_batch_is_traced_again_at_one(name):
-    """Where nothing but the example was of that size; a transformer's reshapes have it in them."""
-    network = build(NETWORKS[name])
-    program = traced(network, 3)
-    if name == "transformer":
-        with pytest.raises(ValueError, match="fixed batch of 3.*symbolic batch dimension"):
-            fixed_at_batch_one(program)
-        return
-    single = fixed_at_batch_one(program).module()
-    sample = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
-    for found, expected in zip(tree_leaves(single(sample)), tree_leaves(network(sample))):
-        assert torch.allclose(found, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["FixedReshape", "Centred"])
-def test_a_fixed_batch_that_would_mean_something_else_at_one_is_refused(kind):
-    """Both trace at batch 1 without complaint."""
-    with pytest.raises(ValueError, match="fixed batch of 4") as caught:
-        fixed_at_batch_one(traced({"FixedReshape": FixedReshape, "Centred": Centred}[kind](), 4))
-    assert ("shape" if kind == "FixedReshape" else "values") in str(caught.value)
 
 
 def test_truncated_network(tmp_path):

@@ -13,7 +13,6 @@ from pipeline.compress.truncate import truncate
 from pipeline.model.edits import replay
 from pipeline.model.ingest import export_program, from_program
 from targets.cost import CostTable
-from targets.errors import UsageError
 from targets.profile import load_profile
 
 
@@ -164,13 +163,6 @@ def test_a_users_layer_keeps_its_name_beside_truncated_ones() -> None:
     network = from_program(export_program(Named().eval(), (x[:2],)))
     with torch.no_grad():
         assert (replay(network, [truncate("fc", 8)])(x) - network(x)).abs().max() <= 1e-5
-
-
-def test_a_program_of_one_batch_size_is_refused() -> None:
-    program = torch.export.export(Base().eval().c, (torch.randn(4, 3, 8, 8),))
-    with pytest.raises(UsageError) as caught:
-        from_program(program)
-    assert caught.value.code == "MODEL_BATCH"
 
 
 def test_merging_needs_a_linear_chain() -> None:
