@@ -33,6 +33,18 @@ def default_limit_mib(at_once: int = 1) -> float | None:
     return None if available is None else SHARE * available / at_once
 
 
+def own_peak_mib() -> float:
+    """The most that this process has held since it began its program, MiB; 0 where that is not known.
+
+    Not `getrusage`: its maximum is inherited from the process that started this one.
+    """
+    try:
+        lines = (_PROC / "self" / "status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return 0.0
+
+
 def resident_mib(group: int) -> float:
     """Resident memory of all processes of a process group, MiB; pages that they share count for each."""
     pages = 0

@@ -13,7 +13,6 @@ import importlib
 import importlib.metadata
 import json
 import os
-import resource
 import sys
 import threading
 import traceback
@@ -26,6 +25,7 @@ from pipeline.export.contract import Contract
 from pipeline.export.conversion import Conversion, Request, fixed_at_batch_one
 from pipeline.export.failure import explain
 from pipeline.export.formats import FORMATS
+from pipeline.export.memory import own_peak_mib
 from pipeline.export.survey import survey
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _specification(conversion: Conversion, contract: Contract, versions: dict[st
         "beside": list(conversion.beside),
         "delegation": conversion.delegation,
         "tool_versions": versions,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": own_peak_mib(),
     }
 
 

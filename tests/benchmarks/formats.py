@@ -53,7 +53,7 @@ class Trial:
         self.network = self._network(name, problem)
         self.program = scratch / f"{name}.pt2"
         torch.export.save(self.network.exported(), self.program)
-        samples = problem.test(IMAGES)
+        samples = problem.test(1000).select(range(0, 1000, 1000 // IMAGES)).take(IMAGES)
         seen = samples.validate()
         self.contract = Contract(seen.minimum, seen.maximum)
         x, y = next(samples.batches(IMAGES))

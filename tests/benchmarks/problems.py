@@ -48,6 +48,7 @@ class Problem:
         shape: of one sample.
         data: the callables that give samples without and with labels: to fit with, and to judge with.
         source: environment variable that the data needs.
+        mean, std: of the colours, one a channel.
         inner: layers whose output channels may be pruned without touching a skip; None for all but the classifier.
     """
 
@@ -58,6 +59,8 @@ class Problem:
     data: tuple[str, str]
     source: str
     inner: str | None = None
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
 
     def module(self) -> nn.Module:
         """In eval mode, with its weights."""
@@ -79,7 +82,7 @@ class Problem:
         if not Path(os.environ.get(self.source) or "/nowhere").exists():
             file = HERE / data.partition(":")[0]
             raise _missing(f"the data of {self.title}", self.source, f"see the first lines of {file.name}")
-        colour = {"mean": MEAN, "std": STD} if self.shape[0] == 3 else {}
+        colour = {"mean": self.mean, "std": self.std} if self.shape[0] == 3 else {}
         return open_samples(f"{HERE / data}", input_shape=self.shape, limit=limit, **colour)
 
 
@@ -112,7 +115,12 @@ PROBLEMS = {
     "fashion-vit": Problem("a small ViT on Fashion-MNIST", small_vit, "fashion-vit.safetensors", *_FASHION),
     "mobilenet-v2": Problem("MobileNetV2 on ImageNet", MobileNetV2, "mobilenet_v2-b0353104.pth", *_PHOTOGRAPHS),
     "efficientnet-lite0": Problem(
-        "EfficientNet-Lite0 on ImageNet", EfficientNetLite0, "efficientnet-lite0-57934424.pth", *_PHOTOGRAPHS
+        "EfficientNet-Lite0 on ImageNet",
+        EfficientNetLite0,
+        "efficientnet-lite0-57934424.pth",
+        *_PHOTOGRAPHS,
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
     ),
 }
 

@@ -43,3 +43,10 @@ def test_available_is_what_a_container_leaves(tmp_path, monkeypatch):
 
 def test_own_group_is_resident():
     assert resident_mib(os.getpgid(0)) > 5
+
+
+def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it():
+    child = "from pipeline.export.memory import own_peak_mib; held = b'x' * (32 << 20); print(own_peak_mib())"
+    parent = f"held = b'x' * (512 << 20); import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    run = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert 32 < float(run.stdout) < 256
