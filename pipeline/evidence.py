@@ -241,9 +241,7 @@ class Evidence:
 
     def _reference(self, network: torch.nn.Module) -> Reference:
         samples, contract = self.stages.samples.test.take(PARITY_SAMPLES), self.stages.samples.contract
-        x, y = next(samples.batches(PARITY_SAMPLES))
-        labels = None if y is None or self.stages.classes is None else y.numpy()
-        return Reference.of(network, x.numpy(), labels, (contract.minimum, contract.maximum))
+        return Reference.of_samples(network, samples, self.stages.classes, (contract.minimum, contract.maximum))
 
     def _about(self, artifacts: Sequence[Artifact]) -> dict[str, Any]:
         """What evidence about artifacts depends on."""

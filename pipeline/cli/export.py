@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from pipeline.cli.reading import network_and_samples
 from pipeline.cli.speaking import speaking
 from pipeline.export.formats import FORMATS
 from pipeline.store import writing
@@ -67,26 +68,15 @@ def command(
     """
     import torch
 
-    from calibration.dataset import open_samples
     from pipeline.export.contract import Contract
     from pipeline.export.together import export_all
-    from pipeline.model.ingest import ingest, require_one_tensor
     from pipeline.verify.reference import Reference
 
-    normalisation: dict[str, Any] = {"mean": mean or None, "std": std or None}
     with console.stage("reading"):
-        network = ingest(
-            model,
-            weights=Path(weights) if weights else None,
-            example=lambda: next(open_samples(data, **normalisation).take(2).batches(2))[0],
-        )
-        require_one_tensor(network, model)
-        classes = network.classes
-        samples = open_samples(data, input_shape=network.input_shape, classes=classes, limit=SAMPLES, **normalisation)
-        contract = Contract.of(samples, labels, classes)
-        x, y = next(samples.batches(SAMPLES))
-        truth = None if y is None or classes is None else y.numpy()
-        reference = Reference.of(network.graph, x.numpy(), truth, (contract.minimum, contract.maximum))
+        network, samples = network_and_samples(model, weights, data, mean, std, SAMPLES)
+        contract = Contract.of(samples, labels, network.classes)
+        span = contract.minimum, contract.maximum
+        reference = Reference.of_samples(network.graph, samples, network.classes, span)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="planish-export-") as scratch:

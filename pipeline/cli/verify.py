@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from pipeline.cli.reading import network_and_samples
 from pipeline.cli.speaking import speaking
 from pipeline.store import writing
 from reports.console import Console
@@ -59,8 +60,6 @@ def command(
     """
     import torch
 
-    from calibration.dataset import open_samples
-    from pipeline.model.ingest import ingest, require_one_tensor
     from pipeline.verify.failed import keep_failed
     from pipeline.verify.from_file import artifact_at
     from pipeline.verify.levels import check_emulator, check_host, check_program
@@ -71,22 +70,13 @@ def command(
     from targets.profile import load_profile
 
     profile = load_profile(target) if target else None
-    tolerance, normalisation = TOLERANCES[precision], {"mean": mean or None, "std": std or None}
+    tolerance = TOLERANCES[precision]
     with console.stage("reading"):
-        network = ingest(
-            model,
-            weights=Path(weights) if weights else None,
-            example=lambda: next(open_samples(data, **normalisation).take(2).batches(2))[0],
-        )
-        require_one_tensor(network, model)
-        classes = network.classes
-        samples = open_samples(data, input_shape=network.input_shape, classes=classes, limit=count, **normalisation)
-        info = samples.validate()
-        x, labels = next(samples.batches(count))
+        network, samples = network_and_samples(model, weights, data, mean, std, count)
+        seen = samples.validate()
     with console.stage("running the network"):
-        reference = Reference.of(
-            network.graph, x.numpy(), None if labels is None else labels.numpy(), (info.minimum, info.maximum)
-        )
+        span = seen.minimum, seen.maximum
+        reference = Reference.of_samples(network.graph, samples, network.classes, span)
     found = [artifact_at(path, reference, layout) for path in artifacts]
     with (
         console.stage("checking the exported program"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.verify.edge_cases import Group, groups
 
+if TYPE_CHECKING:
+    from calibration.dataset import Samples
+
+Range = tuple[float, float] | None  # smallest and largest value of the calibration data
 _BATCH = 16
 
 
@@ -54,7 +59,7 @@ class Reference:
         network: nn.Module,
         samples: np.ndarray,
         labels: np.ndarray | None = None,
-        input_range: tuple[float, float] | None = None,
+        input_range: Range = None,
     ) -> Reference:
         """Run `network` on `samples` [N, C, ...] float32 and on the edge cases made from them (`edge_cases.groups`)."""
         network.eval()
@@ -68,6 +73,12 @@ class Reference:
                 nudged = _answers(network, moved)
             cases.append(Case(group, _answers(network, group.samples), nudged))
         return cls(tuple(cases), labels)
+
+    @classmethod
+    def of_samples(cls, network: nn.Module, samples: Samples, classes: int | None, input_range: Range) -> Reference:
+        """The same on all of `samples`; their labels count where the outputs are scores of `classes`."""
+        x, y = next(samples.batches(len(samples)))
+        return cls.of(network, x.numpy(), None if y is None or classes is None else y.numpy(), input_range)
 
     @property
     def own(self) -> Case:
