@@ -187,4 +187,5 @@ def _placed(delegation: Delegation) -> Text:
         f"{delegation.partitions} partition{'' if delegation.partitions == 1 else 's'}"
     )
     text += f"; left: {', '.join(left)}" if left else ""
-    return Text(text + (f"; {moved} transposes of activations" if moved else ""), "dim")
+    many = "" if moved == 1 else "s"
+    return Text(text + (f"; {moved} transpose{many} of activations" if moved else ""), "dim")
