@@ -136,7 +136,7 @@ def summary(run: RunRecord, directory: Path, width: int) -> list[Table | Text]:
         lines.append(Text(f"candidate {run.best} is the closest and is kept", style="dim"))
     lines.append(Text())
     if run.chosen:
-        lines += [_place(each.format, directory / each.file) for each in run.chosen.measurements if each.file]
+        lines += [_place(each.format, directory / each.file) for each in run.chosen.exports]
     lines.append(_place("report", directory / "report.html"))
     lines.append(_place("next", printable(run.next_command or f"open {directory / 'report.html'}")))
     return lines
