@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.export.artifact import Artifact
 from pipeline.export.formats import FORMATS
 from pipeline.export.together import export_all
 from pipeline.stages import Made, Stages
+from pipeline.store import PARTIAL, writing
 from pipeline.verify.delegation import Delegation, delegation
 from pipeline.verify.execute import predictions, to_layout
 from pipeline.verify.failed import keep_failed
@@ -43,38 +45,51 @@ class Evidence:
         self.progress = stages.progress
 
     def exported(self, made: Made, formats: Sequence[str]) -> list[Artifact]:
-        """The candidate in each format, several side by side.
+        """The candidate in each format, several side by side; each is kept by itself.
 
         Raises:
-            PlanishError: of the first format that failed; what the others gave is in `logs/`.
+            PlanishError: of the first format that failed, when the others are done.
         """
         inputs = {
             "weights": made.result["weights_sha256"],
             "edits": made.result["edits"],
             "base": self.stages.base.fingerprint(),
-            "formats": list(formats),
             "channels_last": self.recipe.channels_last,
             "contract": self.stages.samples.contract.to_json(),
             "tools": environment(),
         }
-        name = f"{made.folder}/artifacts"
+        names = {format: f"{made.folder}/{format}" for format in formats}
+        missing = [format for format in formats if not self.run.holds(names[format], inputs)]
+        artifacts, failed = [], []
+        with writing(self.run.root), tempfile.TemporaryDirectory(prefix=PARTIAL, dir=self.run.root) as staging:
+            converted = self._converted(made, missing, Path(staging)) if missing else {}
 
-        def make(folder: Path) -> list[Any]:
-            found = export_all(
-                self._program(made),
-                formats=formats,
-                directory=folder,
-                channels_last=self.recipe.channels_last,
-                contract=self.stages.samples.contract,
-                logs=self.run.log(name.replace("/", "-")).with_suffix(""),
-                progress=lambda format, phase: self.progress(f"exporting {format}: {phase}"),
-            )
-            for error in found.values():
-                if isinstance(error, PlanishError):
-                    raise error
-            return [artifact.to_json(folder) for artifact in found.values()]
+            def keep(format: str, folder: Path) -> dict[str, Any]:
+                artifact = converted[format]
+                if isinstance(artifact, PlanishError):
+                    raise artifact
+                return artifact.moved(folder).to_json(folder)
 
-        return [Artifact.from_json(row, self.run.root / name) for row in self.run.stage(name, inputs, make)]
+            for format, name in names.items():
+                try:
+                    row = self.run.stage(name, inputs, lambda folder, format=format: keep(format, folder))
+                    artifacts.append(Artifact.from_json(row, self.run.root / name))
+                except PlanishError as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
+        return artifacts
+
+    def _converted(self, made: Made, formats: Sequence[str], staging: Path) -> dict[str, Artifact | PlanishError]:
+        return export_all(
+            self._program(made),
+            formats=formats,
+            directory=staging,
+            channels_last=self.recipe.channels_last,
+            contract=self.stages.samples.contract,
+            logs=self.run.log(f"{made.folder}-export".replace("/", "-")).with_suffix(""),
+            progress=lambda format, phase: self.progress(f"exporting {format}: {phase}"),
+        )
 
     def verified(self, made: Made, artifacts: Sequence[Artifact], emulated: bool) -> list[Parity]:
         """The exported program, then every artifact on this machine and, if asked, on the emulated phone.

@@ -24,7 +24,7 @@ from typing import IO, Any
 from targets.cache import write_atomic
 from targets.errors import MissingEnvironmentError, PlanishError, UsageError
 
-MARK = ".stage.json"
+MARK, PARTIAL = ".stage.json", ".partial-"
 RECIPE = "recipe.toml"
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,7 +38,7 @@ class RunDirectory:
     def __init__(self, root: Path, lock: IO[str]) -> None:
         self.root = root
         self._lock = lock
-        for leftover in root.rglob(".partial-*"):
+        for leftover in root.rglob(f"{PARTIAL}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     @classmethod
@@ -89,14 +89,13 @@ class RunDirectory:
             inputs: everything the result depends on, JSON-able.
             make: builds the stage's files in the directory it is given and returns a JSON-able result.
         """
-        key = content_key({"stage": name, "version": STAGE_VERSION, **inputs})
-        directory = self.root / name
+        key, directory = _key(name, inputs), self.root / name
         if (held := _held(directory)) is not None and held["key"] == key:
             self.event("stage", stage=name, cached=True)
             return held["result"]
         with writing(directory):
             directory.parent.mkdir(parents=True, exist_ok=True)
-            partial = directory.parent / f".partial-{directory.name}-{os.getpid()}"
+            partial = directory.parent / f"{PARTIAL}{directory.name}-{os.getpid()}"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             started = time.monotonic()
@@ -114,6 +113,11 @@ class RunDirectory:
                 raise
         self.event("stage", stage=name, cached=False, seconds=seconds)
         return json.loads(json.dumps(result))
+
+    def holds(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the stage was made from these inputs, and would be read back."""
+        held = _held(self.root / name)
+        return held is not None and held["key"] == _key(name, inputs)
 
     def seconds(self, name: str) -> float:
         """Wall-clock seconds the stage took when it was made."""
@@ -210,6 +214,10 @@ def disk_full(error: BaseException | None, where: Path | str) -> MissingEnvironm
         code="DISK_FULL",
         fix="free some space or choose another -o; finished stages are kept, --resume goes on from there",
     )
+
+
+def _key(name: str, inputs: Mapping[str, Any]) -> str:
+    return content_key({"stage": name, "version": STAGE_VERSION, **inputs})
 
 
 def _held(directory: Path) -> dict[str, Any] | None:

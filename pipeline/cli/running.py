@@ -30,8 +30,10 @@ def run_fit(
         return _run_fit(run, recipe, profile, console, command=command, started=started)
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        told = error.to_json() if isinstance(error, PlanishError) else repr(error)
         with contextlib.suppress(OSError):  # a full disk has no room for its own news
-            run.status(state=state, error=error.to_json() if isinstance(error, PlanishError) else repr(error))
+            run.status(state=state, error=told)
+            run.event("stopped", state=state, error=told)
         raise
 
 

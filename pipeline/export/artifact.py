@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ class Artifact:
                 "beside": tuple(data.get("beside", ())),
             }
         )
+
+    def moved(self, directory: Path) -> Artifact:
+        """The same in another directory of the file system, with what lies beside it."""
+        for name in (self.path.name, *self.beside):
+            os.replace(self.path.with_name(name), directory / name)
+        return replace(self, path=directory / self.path.name)
 
     def discard(self) -> None:
         """Removes it from the disk, with what lies beside it."""

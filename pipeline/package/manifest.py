@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.export.artifact import Artifact, TensorSpec
+from pipeline.store import PARTIAL
 from reports.records import ArtifactRecord, ManifestRecord, RunRecord, TensorRecord
 
 
 def write_bundle(root: Path, run: RunRecord, artifacts: Sequence[Artifact]) -> None:
     """Write `root/bundle/` with a copy of each artifact and `manifest.json`, replacing an earlier one whole."""
-    partial, bundle = root / f".partial-bundle-{os.getpid()}", root / "bundle"
+    partial, bundle = root / f"{PARTIAL}bundle-{os.getpid()}", root / "bundle"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for artifact in artifacts:

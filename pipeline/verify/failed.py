@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.export.artifact import Artifact
 from pipeline.model.network import Network
+from pipeline.store import PARTIAL
 from pipeline.verify.culprit import Culprit, search
 from pipeline.verify.parity import Parity, failure
 from pipeline.verify.records import culprit_record, parity_record
@@ -34,7 +35,7 @@ def keep_failed(
     """
     path = file.path if isinstance(file, Artifact) else file
     error = failure(parity, path)
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    partial = folder.with_name(f"{PARTIAL}{folder.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)

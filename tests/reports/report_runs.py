@@ -195,7 +195,7 @@ def exports():
     return tuple(
         ExportRecord(
             format=name,
-            file=f"candidates/03/artifacts/{file}",
+            file=f"candidates/03/{name}/{file}",
             sha256="ab" * 32,
             bytes=1_205_432,
             seconds=14.2,

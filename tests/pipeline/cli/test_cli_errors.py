@@ -268,7 +268,7 @@ def test_an_interrupt_prints_the_command_that_resumes(in_user_folder: Path, tmp_
     assert f"planish fit --resume '{run}'" in stderr.splitlines()[-1]
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
     assert no_litter(run) and (run / "candidates/00/network/.stage.json").exists()
-    assert events_of(run)[-1]["event"] == "failed"
+    assert (events_of(run)[-1]["event"], events_of(run)[-1]["state"]) == ("stopped", "interrupted")
 
 
 FULL_DISK = """

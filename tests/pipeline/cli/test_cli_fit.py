@@ -172,7 +172,7 @@ class TestAFit:
         """Once while a probe is exported and once while the network recovers, each followed by --resume."""
         run = tmp_path / "run"
         kill(started("fit", *JOB, "-o", run, "-q"), lambda: any(run.glob("candidates/01/.export-*")))
-        assert (run / "candidates/01/network/.stage.json").exists() and not (run / "candidates/01/artifacts").exists()
+        assert (run / "candidates/01/network/.stage.json").exists() and not (run / "candidates/01/tflite").exists()
 
         kill(started("fit", "--resume", run, "-q"), lambda: 0 < recovery_step(run) < STEPS)
         assert recovery_step(run) < STEPS
@@ -183,7 +183,7 @@ class TestAFit:
         assert hashes(run) == hashes(job[0]) and len(hashes(run)) == 2
         assert not any(run.rglob(".partial-*")) and not any(run.rglob(".export-*")) and not (run / "scratch").exists()
         served = [event["stage"] for event in events_of(run) if event["event"] == "stage" and event["cached"]]
-        assert {"base", "candidates/00/artifacts", "candidates/01/network"} <= set(served)
+        assert {"base", "candidates/00/tflite", "candidates/01/network"} <= set(served)
         one, other = read_run(run / "report.json"), read_run(job[0] / "report.json")
         assert (one.verdict, one.headline) == (other.verdict, other.headline)
         assert [probe.verdict for probe in one.probes] == [probe.verdict for probe in other.probes]
@@ -271,6 +271,17 @@ def test_a_fit_whose_first_round_costs_too_much_says_why(in_user_folder: Path, t
 
 
 # --- one stage each -----------------------------------------------------------------------------------------------
+
+
+def test_a_format_that_fails_leaves_the_others(in_user_folder: Path, tmp_path: Path) -> None:
+    options = ["--data", "labelled.npz", "--target", "host", "--latency", "50%"]
+    done = finished(
+        "fit", "model.py:ordered", *options, "--format", "onnx", "--format", "tflite", "-o", tmp_path / "run"
+    )
+    assert done.returncode == 4 and "EXPORT_FAILED" in done.stderr and "aten.sort" in done.stderr, done.stderr
+    assert "model.py:" in done.stderr  # the line of the user's
+    kept = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("model.*")}
+    assert kept == {"candidates/00/onnx/model.onnx"} and not list((tmp_path / "run").rglob(".partial*"))
 
 
 def test_dry_run_plans_and_writes_nothing(in_user_folder: Path, tmp_path: Path, monkeypatch) -> None:

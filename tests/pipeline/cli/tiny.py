@@ -31,6 +31,18 @@ def tiny() -> nn.Module:
     return randomise_norms(Tiny())
 
 
+class Ordered(Tiny):
+    """Sorts its features, which ONNX can and TFLite cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sort(self.features(x), dim=1)[0])
+
+
+def ordered() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_norms(Ordered())
+
+
 class Wide(nn.Module):
     """Input [N, 3, 12, 12], output [N, 5], and four million bytes of weights."""
 
