@@ -145,7 +145,7 @@ def _cells(row: Row) -> list[str]:
         row["format"],
         f"{row['seconds']:.0f}",
         f"{row['bytes'] / 1e6:.2f}",
-        str(row["peak_mib"]),
+        str(row["peak_mib"] or ""),
         parity["verdict"],
         "" if parity["relative_rmse"] is None else f"{parity['relative_rmse']:.1e}",
         "" if parity["edge_relative_rmse"] is None else f"{parity['edge_relative_rmse']:.1e}",

@@ -175,6 +175,9 @@ def saved(name: str) -> Path:
     return save(build(NETWORKS[name]), workspace() / f"{name}.pt2")
 
 
+CONTRACT = Contract(-1.0, 2.0)
+
+
 @cache
 def exported(name: str, format: str) -> Artifact:
     """The export of a named network, shared by all tests of the session."""
@@ -182,7 +185,7 @@ def exported(name: str, format: str) -> Artifact:
         saved(name),
         format=format,
         directory=workspace() / name / format,
-        contract=Contract(-1.0, 2.0),
+        contract=CONTRACT,
         log=workspace() / f"{name}.{format}.log",
     )
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from export_networks import NETWORKS, build, exported, images, save, workspace
+from export_networks import CONTRACT, NETWORKS, build, exported, images, save, workspace
 
 from pipeline.export.artifact import Artifact
 from pipeline.export.child import export
@@ -78,7 +78,8 @@ def elsewhere(tmp_path_factory) -> Path:
 def test_same_network_same_bytes(name, format, elsewhere, monkeypatch):
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("PYTHONHASHSEED", "7")
-    again = export(Path(f"{name} too.pt2"), format=format, directory=Path(name) / format, log=Path("log"))
+    saved = Path(f"{name} too.pt2")
+    again = export(saved, format=format, directory=Path(name) / format, contract=CONTRACT, log=Path("log"))
     assert again.sha256 == exported(name, format).sha256
 
 
