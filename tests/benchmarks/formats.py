@@ -67,11 +67,12 @@ class Trial:
         return from_program(export_program(module, (problem.example,)))
 
     def row(self, format: str, scratch: Path, twice: bool) -> Row:
-        """What became of one format; `error` holds the four lines that a user sees where nothing did."""
+        """What became of one format; `error` holds what a user sees where nothing did."""
         try:
             artifact = self._export(format, scratch / "once")
         except PlanishError as error:
-            return {"format": format, "error": error.to_json()}
+            told = error.to_json()  # its remedy names the log, which is gone with the folder
+            return {"format": format, "error": {key: told[key] for key in ("code", "what", "where", "why")}}
         row = {
             "format": format,
             "seconds": round(artifact.seconds, 1),
@@ -136,7 +137,7 @@ def table(record: Row) -> Iterator[str]:
 
 def _cells(row: Row) -> list[str]:
     if "error" in row:
-        return [row["format"], "", "", "", f"**{row['error']['code']}** {row['error']['why']}", *[""] * 6]
+        return [row["format"], "", "", "", f"**{row['error']['code']}** {row['error']['what']}", *[""] * 6]
     parity, placed = row["parity"], row["delegation"]
     task = parity["top1_of_network_and_artifact"]
     left = ", ".join(f"{count} {kind} in {module or 'the network'}" for kind, module, count in placed["fallbacks"])
