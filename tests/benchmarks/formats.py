@@ -137,7 +137,8 @@ def table(record: Row) -> Iterator[str]:
 
 def _cells(row: Row) -> list[str]:
     if "error" in row:
-        return [row["format"], "", "", "", f"**{row['error']['code']}** {row['error']['what']}", *[""] * 6]
+        error = row["error"]
+        return [row["format"], "", "", "", f"**{error['code']}** {error['what']} {error['where']}", *[""] * 6]
     parity, placed = row["parity"], row["delegation"]
     task = parity["top1_of_network_and_artifact"]
     left = ", ".join(f"{count} {kind} in {module or 'the network'}" for kind, module, count in placed["fallbacks"])
