@@ -48,6 +48,7 @@ _ENDS = (
     " from fake tensor input 0",
 )
 _PLAINER = (
+    (re.compile(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>"), r"\1"),
     (re.compile(r"<OpOverload\(op='([\w.:]+)'[^>]*>"), r"\1"),
     (re.compile(r"<EdgeOpOverload: ([\w.]+)>: schema = .*? -> \w+"), r"\1"),
     (re.compile(r"\btorch\._?ops\."), ""),
