@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from reports.verification import BlockErrorRecord
+from reports.verification import CulpritRecord
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720.0, 300.0, 62.0, 16.0, 26.0, 40.0
 _LEAST, _MOST = 1e-9, 10.0  # errors outside are drawn at the edge
-STANDS_OUT = 2e-5  # an error of one's own above this is no rounding of float32
 
 
-def error_by_depth(blocks: Sequence[BlockErrorRecord], culprit: str | None) -> Markup:
+def error_by_depth(culprit: CulpritRecord) -> Markup:
     """Relative RMSE (up, logarithmic) by depth (across): a line for the values, dots for what each does by itself.
 
-    Args:
-        blocks: in the order of execution; at least one.
-        culprit: name of the first block that is wrong by itself, put to the first dot that stands out.
+    Dots above `culprit.rounding` stand out, and the first of them bears the module's name. Needs at least one block.
     """
+    blocks = culprit.blocks
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     step = (right - _LEFT) / max(1, len(blocks) - 1)
 
@@ -31,7 +28,7 @@ def error_by_depth(blocks: Sequence[BlockErrorRecord], culprit: str | None) -> M
         share = (math.log10(min(max(error, _LEAST), _MOST)) - math.log10(_LEAST)) / math.log10(_MOST / _LEAST)
         return bottom - share * (bottom - _TOP)
 
-    told = f"first wrong: {culprit}" if culprit else "nothing is wrong by itself"
+    told = f"first wrong: {culprit.module}" if culprit.module else "nothing is wrong by itself"
     parts = [f'<svg class="plot" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(told)}">']
     for power in range(-9, 2, 2):
         level = y(10.0**power)
@@ -47,7 +44,7 @@ def error_by_depth(blocks: Sequence[BlockErrorRecord], culprit: str | None) -> M
     parts.append(f'<path class="depth" d="M{line}"/>')
     named = False
     for index, block in enumerate(blocks):
-        guilty = culprit is not None and block.own > STANDS_OUT
+        guilty = culprit.module is not None and block.own > culprit.rounding
         look = "above" if guilty else "base"
         title = f"{block.module}: value {block.value:.2g}, by itself {block.own:.2g}"
         parts.append(
@@ -59,7 +56,7 @@ def error_by_depth(blocks: Sequence[BlockErrorRecord], culprit: str | None) -> M
             offset = -9 if anchor == "end" else 9
             parts.append(
                 f'<text class="label chosen" x="{x(index) + offset:.1f}" y="{y(block.own) - 6:.1f}" '
-                f'text-anchor="{anchor}">{escape(culprit)}</text>'
+                f'text-anchor="{anchor}">{escape(culprit.module)}</text>'
             )
     parts.append("</svg>")
     return Markup("".join(parts))

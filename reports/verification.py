@@ -147,7 +147,10 @@ class BlockErrorRecord(Record):
 
 
 class CulpritRecord(Record):
-    """The first block that an artifact gets wrong, and the errors by depth; `reproducer` is relative to the page."""
+    """The first block that an artifact gets wrong, and the errors by depth; `reproducer` is relative to the page.
+
+    `rounding` is the largest relative RMSE of a block by itself that counts as rounding.
+    """
 
     block: str | None
     module: str | None
@@ -155,4 +158,5 @@ class CulpritRecord(Record):
     looked_into: str
     samples: Count
     reproducer: str | None
+    rounding: Annotated[float, Field(gt=0)]
     blocks: tuple[BlockErrorRecord, ...]

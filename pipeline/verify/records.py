@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.verify.correspondence import EQUAL
 from pipeline.verify.culprit import Culprit
 from pipeline.verify.delegation import Delegation, violations
 from pipeline.verify.parity import GroupParity, Parity
@@ -54,4 +55,4 @@ def culprit_record(culprit: Culprit, root: Path) -> CulpritRecord:
         {**block, "value": min(float(block["value"]), _LARGEST), "own": min(float(block["own"]), _LARGEST)}
         for block in told["blocks"]
     ]
-    return CulpritRecord(**{**told, "blocks": blocks})
+    return CulpritRecord(**{**told, "blocks": blocks}, rounding=EQUAL)

@@ -13,7 +13,7 @@ import jinja2
 
 from reports import operators, plots, quantities
 from reports.comparison import compare_layers
-from reports.depth import STANDS_OUT, error_by_depth
+from reports.depth import error_by_depth
 from reports.records import CandidateRecord, RunRecord
 from reports.verification import CulpritRecord, ParityRecord
 
@@ -74,11 +74,9 @@ def render(run: RunRecord) -> str:
 
 def render_failed(title: str, parity: ParityRecord, culprit: CulpritRecord | None) -> str:
     """What is known of an artifact that failed parity, as HTML text (UTF-8)."""
-    plot = error_by_depth(culprit.blocks, culprit.module) if culprit and culprit.blocks else ""
+    plot = error_by_depth(culprit) if culprit and culprit.blocks else ""
     template = _environment().get_template("failed.html.jinja")
-    return template.render(
-        title=title, parity=parity, culprit=culprit, plot=plot, levels=_LEVELS, stands_out=STANDS_OUT
-    )
+    return template.render(title=title, parity=parity, culprit=culprit, plot=plot, levels=_LEVELS)
 
 
 def _environment() -> jinja2.Environment:

@@ -279,7 +279,7 @@ def test_the_page_says_how_artifacts_were_checked_and_what_is_delegated(pages):
 
 
 def test_a_failed_artifact_has_a_page_with_its_first_wrong_block():
-    own = [1e-7, 2e-7, 0.02, 1e-7]
+    own = [1e-7, 2e-4, 0.02, 1e-7]
     blocks = tuple(
         BlockErrorRecord(module=f"layer{depth}.conv<1>", block=f"layer{depth}", value=max(own[: depth + 1]), own=error)
         for depth, error in enumerate(own)
@@ -291,6 +291,7 @@ def test_a_failed_artifact_has_a_page_with_its_first_wrong_block():
         looked_into="the artifact",
         samples=8,
         reproducer="reproducer",
+        rounding=1e-3,
         blocks=blocks,
     )
     failed = next(each for each in parity(passed=False) if each.verdict == "failed")
@@ -299,7 +300,9 @@ def test_a_failed_artifact_has_a_page_with_its_first_wrong_block():
     assert (
         "First to go wrong: <code>layer2</code>" in page and "layer2.conv&lt;1&gt;" in page and "<b>off</b>" not in page
     )
-    assert page.count('class="mark above"') == 1 and page.count("<circle") == len(blocks)
+    assert page.count('class="mark above"') == page.count('class="n bad"') == 1 and page.count("<circle") == len(blocks)
+    stricter = render_failed("t", failed, culprit.model_copy(update={"rounding": 1e-5}))
+    assert stricter.count('class="mark above"') == stricter.count('class="n bad"') == 2
     assert "No block is wrong by itself" in render_failed(
         "t", failed, culprit.model_copy(update={"block": None, "module": None, "wrong": ()})
     )
