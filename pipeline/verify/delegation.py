@@ -106,11 +106,6 @@ class Delegation:
         """Whether there are figures at all."""
         return self.partitions is not None
 
-    @property
-    def node_share(self) -> float | None:
-        """Share of the operators that the delegate runs, 0..1."""
-        return self.delegated_nodes / self.nodes if self.nodes and self.delegated_nodes is not None else None
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
