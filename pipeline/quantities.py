@@ -9,25 +9,37 @@ from targets.errors import UsageError
 
 _FORM = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9]*)\s*")
 LATENCY_UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1000.0}
-
+SIZE_UNITS = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 DURATION_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
-def parse_latency(text: str) -> tuple[float | None, float | None]:
+def parse_latency(text: str, name: str = "latency") -> tuple[float | None, float | None]:
     """`12ms` -> (12.0, None); `60%` -> (None, 0.6), a share of the original's measured latency.
 
     Raises:
-        UsageError: LATENCY_UNIT for a bare number or an unknown unit, LATENCY_VALUE for a value that is not positive.
+        UsageError: LATENCY_UNIT for a bare number or an unknown unit, LATENCY_VALUE for a value that is not positive
+            (or P90_...).
     """
-    value, unit = _split(text, "latency", [*LATENCY_UNITS, "%"], "12ms")
+    value, unit = _split(text, name, [*LATENCY_UNITS, "%"], "12ms")
     if unit == "%":
         return None, value / 100
     return value * LATENCY_UNITS[unit], None
 
 
-def parse_points(text: str) -> float:
-    """`0.5pt` -> 0.5 percentage points. UsageError MAX_DROP_UNIT or MAX_DROP_VALUE; zero is a value."""
-    return _split(text, "max-drop", ["pt"], "0.5pt", zero=True)[0]
+def parse_size(text: str, name: str = "size") -> tuple[float | None, float | None]:
+    """`3MB` -> (3e6, None) bytes; `60%` -> (None, 0.6), a share of the original's. UsageError SIZE_UNIT, SIZE_VALUE."""
+    value, unit = _split(text, name, [*SIZE_UNITS, "%"], "3MB")
+    return (None, value / 100) if unit == "%" else (value * SIZE_UNITS[unit], None)
+
+
+def parse_drop(text: str) -> tuple[float | None, float | None]:
+    """`0.5pt` -> (0.5, None) in the metric's unit; `2%` -> (None, 0.02), a share of what the original has.
+
+    Raises:
+        UsageError: MAX_DROP_UNIT, MAX_DROP_VALUE; zero is a value.
+    """
+    value, unit = _split(text, "max-drop", ["pt", "%"], "0.5pt", zero=True)
+    return (None, value / 100) if unit == "%" else (value, None)
 
 
 def parse_duration(text: str) -> float:
