@@ -19,7 +19,7 @@ from pipeline.export.artifact import Artifact
 from pipeline.export.formats import FORMATS
 from pipeline.export.together import export_all
 from pipeline.stages import Made, Stages
-from pipeline.store import PARTIAL, writing
+from pipeline.store.writing import PARTIAL, writing
 from pipeline.verify.delegation import Delegation, delegation
 from pipeline.verify.execute import predictions, to_layout
 from pipeline.verify.failed import keep_failed

@@ -25,7 +25,7 @@ from pipeline.model.ingest import ingest, require_one_tensor
 from pipeline.model.network import Network
 from pipeline.recipe import Recipe
 from pipeline.samples import FitSamples, observed, two_samples
-from pipeline.store import RunDirectory
+from pipeline.store.run_directory import RunDirectory
 from pipeline.training import Training, require_trainable
 from targets.cost import CostTable
 from targets.profile import Profile

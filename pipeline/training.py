@@ -28,7 +28,7 @@ from pipeline.model.edits import replay
 from pipeline.model.network import Network
 from pipeline.quantities import parse_duration
 from pipeline.recipe import Recipe
-from pipeline.store import RunDirectory
+from pipeline.store.run_directory import RunDirectory
 from targets.errors import UsageError
 
 PACED_STEPS = 8

@@ -14,7 +14,7 @@ from rich.text import Text
 from pipeline.cli.reading import network_and_samples
 from pipeline.cli.speaking import speaking
 from pipeline.export.formats import FORMATS
-from pipeline.store import writing
+from pipeline.store.writing import writing
 from reports.console import Console
 from targets.errors import PlanishError
 

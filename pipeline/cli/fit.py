@@ -113,7 +113,7 @@ def command(
     if dry_run:
         return _dry_run(recipe, profile, console)
     from pipeline.cli.running import run_fit
-    from pipeline.store import RunDirectory
+    from pipeline.store.run_directory import RunDirectory
 
     if resume is not None:
         run = RunDirectory.resume(resume)
@@ -130,7 +130,7 @@ def _recipe(model: str | None, resume: Path | None, options: dict[str, Any]) -> 
     """Of the run that goes on, of a file with the command line's options in place of its own, or of the options."""
     given = recipe_fields(options)
     if resume is not None:
-        from pipeline.store import recipe_of
+        from pipeline.store.run_directory import recipe_of
 
         if model is not None or given:
             raise UsageError(
@@ -151,7 +151,7 @@ def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:
 
     from pipeline.explain import edit_rows, layer_rows
     from pipeline.stages import Stages
-    from pipeline.store import RunDirectory
+    from pipeline.store.run_directory import RunDirectory
 
     with tempfile.TemporaryDirectory(prefix="planish-dry-") as scratch, console.stage("planning") as stage:
         stages = Stages(RunDirectory.create(Path(scratch) / "run", recipe.to_toml()), recipe, profile, stage.update)

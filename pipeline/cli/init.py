@@ -11,7 +11,7 @@ from rich.text import Text
 from pipeline.cli.fit import recipe_fields, recipe_options
 from pipeline.cli.speaking import speaking
 from pipeline.recipe import make_recipe
-from pipeline.store import writing
+from pipeline.store.writing import writing
 from reports.console import Console
 from targets.cache import write_atomic
 from targets.errors import UsageError

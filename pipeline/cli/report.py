@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from pipeline.cli.speaking import speaking
-from pipeline.store import writing
+from pipeline.store.writing import writing
 from reports.console import Console
 from reports.html.render import render
 from reports.records import read_run

@@ -11,7 +11,7 @@ from pipeline.fit import Candidate, fit
 from pipeline.recipe import Recipe
 from pipeline.results import candidate_record, goal_record, run_record, target_record, write
 from pipeline.stages import Stages
-from pipeline.store import RunDirectory
+from pipeline.store.run_directory import RunDirectory
 from reports.console import Console
 from reports.records import RunRecord
 from targets.cache import write_atomic

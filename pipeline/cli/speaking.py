@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pipeline.store import disk_full
+from pipeline.store.writing import disk_full
 from reports.console import Console, suitable_mode
 from targets.errors import PlanishError
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.export.artifact import Artifact, TensorSpec
-from pipeline.store import PARTIAL
+from pipeline.store.writing import PARTIAL
 from reports.records import ArtifactRecord, ManifestRecord, RunRecord, TensorRecord
 
 

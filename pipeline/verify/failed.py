@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.export.artifact import Artifact
 from pipeline.model.network import Network
-from pipeline.store import PARTIAL
+from pipeline.store.writing import PARTIAL
 from pipeline.verify.culprit import Culprit, search
 from pipeline.verify.parity import Parity, failure
 from pipeline.verify.records import culprit_record, parity_record

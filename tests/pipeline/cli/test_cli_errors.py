@@ -17,7 +17,7 @@ import torch
 from commands import COMMAND, ENVIRONMENT, events_of, finished, planish, started, structured
 from tiny import SHAPE, tiny
 
-from pipeline.store import RunDirectory
+from pipeline.store.run_directory import RunDirectory
 
 FOUR_LINES = re.compile(r"error\[([A-Z_]+)\]: \S.*\n  where: (\S.*)\n  why:   (\S.*)\n  fix:   (\S.*)\n")
 

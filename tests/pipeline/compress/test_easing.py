@@ -31,7 +31,7 @@ from pipeline.model.network import ChannelAffine, Network
 from pipeline.model.operators import milliseconds
 from pipeline.recipe import Recipe
 from pipeline.stages import Stages
-from pipeline.store import RunDirectory
+from pipeline.store.run_directory import RunDirectory
 from targets.cost import CostTable
 from targets.profile import load_profile
 

@@ -30,7 +30,7 @@ from pipeline.model.network import Network
 from pipeline.model.operators import milliseconds
 from pipeline.recipe import Method, Recipe
 from pipeline.stages import Stages
-from pipeline.store import RunDirectory
+from pipeline.store.run_directory import RunDirectory
 from targets.cost import CostTable
 from targets.errors import UsageError
 from targets.profile import load_profile

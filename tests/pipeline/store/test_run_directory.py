@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import RunDirectory, writing
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.writing import writing
 from targets.errors import MissingEnvironmentError, UsageError
 
 

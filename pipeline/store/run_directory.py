@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -21,15 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.store.keys import stage_key
+from pipeline.store.writing import PARTIAL, writing
 from targets.cache import write_atomic
 from targets.errors import MissingEnvironmentError, PlanishError, UsageError
 
-MARK, PARTIAL = ".stage.json", ".partial-"
+MARK = ".stage.json"
 RECIPE = "recipe.toml"
 LOCK = ".lock"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-STAGE_VERSION = 5  # raise it when the code of a stage changes what it makes
 
 
 class RunDirectory:
@@ -89,7 +87,7 @@ class RunDirectory:
             inputs: everything the result depends on, JSON-able.
             make: builds the stage's files in the directory it is given and returns a JSON-able result.
         """
-        key, directory = _key(name, inputs), self.root / name
+        key, directory = stage_key(name, inputs), self.root / name
         if (held := _held(directory)) is not None and held["key"] == key:
             self.event("stage", stage=name, cached=True)
             return held["result"]
@@ -117,7 +115,7 @@ class RunDirectory:
     def holds(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the stage was made from these inputs, and would be read back."""
         held = _held(self.root / name)
-        return held is not None and held["key"] == _key(name, inputs)
+        return held is not None and held["key"] == stage_key(name, inputs)
 
     def seconds(self, name: str) -> float:
         """Wall-clock seconds the stage took when it was made."""
@@ -164,60 +162,6 @@ def recipe_of(root: Path) -> Path:
             code="RUN_MISSING",
         )
     return root / RECIPE
-
-
-def content_key(value: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON-able value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-class writing:
-    """Context: turns "no space", "permission" and "read-only" of anything written under `where` into planish errors."""
-
-    def __init__(self, where: Path) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if (full := disk_full(error, self.where)) is not None:
-            raise full from error
-        if isinstance(error, OSError) and (error.errno in UNWRITABLE or self._is_absent(error)):
-            raise MissingEnvironmentError(
-                "the output directory cannot be written",
-                where=str(self.where),
-                why=str(error),
-                fix="choose another -o, or make this one writable",
-                code="OUTPUT_UNWRITABLE",
-            ) from error
-
-    def _is_absent(self, error: OSError) -> bool:
-        """Whether `where` or a folder above it could not be made: what /proc answers instead of "not permitted"."""
-        return error.errno == errno.ENOENT and Path(error.filename or "") in (self.where, *self.where.parents)
-
-
-def disk_full(error: BaseException | None, where: Path | str) -> MissingEnvironmentError | None:
-    """What to say of `error` if it means that there is no space left, else None.
-
-    safetensors and torch write files in native code and report a full disk in words of their own.
-    """
-    if isinstance(error, PlanishError) or not (
-        (isinstance(error, OSError) and error.errno in FULL)
-        or any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed"))
-    ):
-        return None
-    return MissingEnvironmentError(
-        "the disk is full",
-        where=str(where),
-        why=str(error),
-        code="DISK_FULL",
-        fix="free some space or choose another -o; finished stages are kept, --resume goes on from there",
-    )
-
-
-def _key(name: str, inputs: Mapping[str, Any]) -> str:
-    return content_key({"stage": name, "version": STAGE_VERSION, **inputs})
 
 
 def _held(directory: Path) -> dict[str, Any] | None:
