@@ -10,10 +10,10 @@ from pipeline.compress.methods import Rejected
 from pipeline.compress.plan import Plan
 from pipeline.model.network import Network
 from pipeline.model.operators import operators
-from targets.cost import CostTable
+from targets.price import Price
 
 
-def layer_rows(network: Network, costs: CostTable) -> list[dict[str, Any]]:
+def layer_rows(network: Network, costs: Price) -> list[dict[str, Any]]:
     """One row for every operator that the runtime will execute; the fields are those of `LayerRecord`."""
     return [
         {

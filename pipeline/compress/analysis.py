@@ -26,7 +26,7 @@ from pipeline.compress.segments import Segment, merge_span, segments
 from pipeline.model.edits import Edit, replay
 from pipeline.model.network import Network, positions
 from pipeline.model.operators import milliseconds
-from targets.cost import CostTable
+from targets.price import Price
 
 KINDS = ("merge", "refit", "narrow")
 
@@ -80,7 +80,7 @@ def analyse(
     base: Network,
     statistics: Statistics,
     samples: Iterable[Tensor],
-    costs: CostTable,
+    costs: Price,
     classes: bool,
     progress: Callable[[str], None] = lambda text: None,
     *,
@@ -154,9 +154,7 @@ def run(network: Network, batches: Sequence[Tensor]) -> Tensor:
         return torch.cat([network(batch) for batch in batches])
 
 
-def _merges(
-    base: Network, statistics: Statistics, costs: CostTable, rejected: list[tuple[str, str, str]]
-) -> list[Option]:
+def _merges(base: Network, statistics: Statistics, costs: Price, rejected: list[tuple[str, str, str]]) -> list[Option]:
     """Every merge that saves time, its damage not yet known."""
     place, dims = positions(base), channel_dims(base)
     found = []
@@ -213,7 +211,7 @@ def _levels(
     merges: Sequence[Option],
     batches: Sequence[Tensor],
     damage_of: Callable[[Network], float],
-    costs: CostTable,
+    costs: Price,
     progress: Callable[[str], None],
 ) -> list[Level]:
     order = sorted({site for merge in merges for site in merge.sites}, key=lambda s: (statistics[s].entropy(), s))

@@ -32,7 +32,7 @@ from pipeline.compress.merge import merge
 from pipeline.compress.paths import best_path
 from pipeline.model.edits import Edit
 from pipeline.model.network import Network
-from targets.cost import CostTable
+from targets.price import Price
 
 
 class Ends(NamedTuple):
@@ -165,7 +165,7 @@ class Tables:
 
 def tables(
     network: Network,
-    costs: CostTable,
+    costs: Price,
     statistics: Mapping[str, SiteStatistics],
     damage_of: Callable[[tuple[Edit, ...]], float],
     *,

@@ -43,7 +43,7 @@ from pipeline.compress.segments import Segment, segments
 from pipeline.model.edits import Edit
 from pipeline.model.network import Network
 from pipeline.model.operators import FUSED, describe, layer_operator, milliseconds, operators
-from targets.cost import CostTable
+from targets.price import Price
 
 Pair = tuple[int, int]
 Span = tuple[int, int]  # positions: layers start + 1 .. end
@@ -161,7 +161,7 @@ class Line:
         return sum(self.single_ms[span[0] : span[1]])
 
 
-def line(network: Network, costs: CostTable) -> Line:
+def line(network: Network, costs: Price) -> Line:
     """Lays out the mergeable stretches of a network."""
     times = milliseconds(network, costs)
     found = segments(network, costs)
@@ -226,7 +226,7 @@ class Merging:
 
 
 def mergings(
-    network: Network, costs: CostTable, statistics: Mapping[str, SiteStatistics], where: Line | None = None
+    network: Network, costs: Price, statistics: Mapping[str, SiteStatistics], where: Line | None = None
 ) -> list[Merging]:
     """Every entry of every segment of a network, cheaper or not, by span and kernel."""
     where = where or line(network, costs)
@@ -320,7 +320,7 @@ class Tables:
 
 def tables(
     network: Network,
-    costs: CostTable,
+    costs: Price,
     statistics: Mapping[str, SiteStatistics],
     damage_of: Callable[[Sequence[Edit]], float],
     *,

@@ -18,15 +18,15 @@ from pipeline.compress.truncate import ranks
 from pipeline.model.edits import replay
 from pipeline.model.network import Network
 from pipeline.model.operators import node_shapes, operators
-from targets.cost import CostTable
 from targets.operator import Operator
+from targets.price import Price
 
 
 def narrow_options(
     base: Network,
     batches: Sequence[Tensor],
     damage_of: Callable[[Network, int], float],
-    costs: CostTable,
+    costs: Price,
     base_ms: float,
     rejected: list[tuple[str, str, str]],
     progress: Callable[[str], None],
@@ -94,7 +94,7 @@ def shape_of(stretch: Stretch, network: Network, shapes: Mapping[str, tuple[int,
     return Shape(inside[1], out[1], tuple(inside[2:]), tuple(out[2:]), False, kernel)
 
 
-def _milliseconds(stretch: Stretch, width: int, priced: Mapping[str, Operator], costs: CostTable) -> float:
+def _milliseconds(stretch: Stretch, width: int, priced: Mapping[str, Operator], costs: Price) -> float:
     """Of the whole stretch with `width` channels between its layers."""
     rows = [replace(priced[stretch.first], out_channels=width), replace(priced[stretch.last], in_channels=width)]
     for name in stretch.inner:

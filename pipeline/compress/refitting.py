@@ -17,8 +17,8 @@ from pipeline.compress.truncate import ranks
 from pipeline.model.edits import replay
 from pipeline.model.network import Network
 from pipeline.model.operators import describe, fuses, layer_operator, node_shapes, rectifiers_behind
-from targets.cost import CostTable
 from targets.operator import pointwise
+from targets.price import Price
 
 LEAST_SAVING = 0.005  # of the network's time; below it an option is not worth looking at
 
@@ -27,7 +27,7 @@ def refit_options(
     base: Network,
     batches: Sequence[Tensor],
     damage_of: Callable[[Network, int], float],
-    costs: CostTable,
+    costs: Price,
     times: Mapping[str, float],
     rejected: list[tuple[str, str, str]],
     progress: Callable[[str], None],
@@ -120,7 +120,7 @@ def _milliseconds_of(region: Region, network: Network, times: Mapping[str, float
     return sum(times.get(node.target if node.op == "call_module" else node.name, 0.0) for node in nodes)
 
 
-def _rectified(region: Region, shape: Shape, network: Network, costs: CostTable) -> Callable[[Form], float]:
+def _rectified(region: Region, shape: Shape, network: Network, costs: Price) -> Callable[[Form], float]:
     """What a form saves on the rectifiers behind a region, which fuse into a layer but not into a sum."""
     count = len(rectifiers_behind(network, region.end))
     each = count * costs.milliseconds(pointwise("clamp", shape.out_channels, shape.out_size)) if count else 0.0
@@ -133,7 +133,7 @@ def _rectified(region: Region, shape: Shape, network: Network, costs: CostTable)
     return saved
 
 
-def _milliseconds_as(form: Form, shape: Shape, costs: CostTable) -> float:
+def _milliseconds_as(form: Form, shape: Shape, costs: Price) -> float:
     total, size = 0.0, shape.in_size
     for layer in operators(form, shape):
         with torch.device("meta"):

@@ -25,7 +25,7 @@ from pipeline.compress.linearize import RECTIFIERS
 from pipeline.compress.merge import skip_addition
 from pipeline.model.network import Network, probe_shapes
 from pipeline.model.operators import describe, layer_operator, milliseconds, operators, rectifiers_behind
-from targets.cost import CostTable
+from targets.price import Price
 
 LONGEST = 6  # layers in one segment; longer ones have kernels no target is fast at
 
@@ -66,7 +66,7 @@ class Segment:
         return f"{' + '.join(self.layers)} become one {self.becomes}{border}"
 
 
-def segments(network: Network, costs: CostTable) -> list[Segment]:
+def segments(network: Network, costs: Price) -> list[Segment]:
     """Every segment of the network with at least two layers, cheaper or not."""
     times = milliseconds(network, costs)
     maps = {row.name: row.operator for row in operators(network)}
@@ -142,7 +142,7 @@ def _from(
     start: int,
     times: Mapping[str, float],
     maps: Mapping[str, object],
-    costs: CostTable,
+    costs: Price,
 ) -> list[Segment]:
     """The segments that begin at `start`, one for every later layer of the trunk."""
     found: list[Segment] = []

@@ -18,7 +18,7 @@ from pipeline.compress.plan import Plan
 from pipeline.model.edits import Edit, replay
 from pipeline.model.network import Network
 from pipeline.model.operators import milliseconds
-from targets.cost import CostTable
+from targets.price import Price
 
 Rejected = tuple[tuple[str, str, str], ...]  # kind, site, reason
 Selector = Literal["global", "local", "uniform", "alds", "alds-grouped", "greedy"]
@@ -49,7 +49,7 @@ class Subject:
     base: Network
     statistics: Statistics
     batches: Sequence[Tensor]
-    costs: CostTable
+    costs: Price
     classes: bool
     fitted: Sequence[Tensor] | None = None
     linearize: int = 0

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.model.network import ChannelAffine, Network
-from targets.cost import CostTable
 from targets.operator import Kind, Operator, matmul, pointwise
+from targets.price import Price
 
 aten = torch.ops.aten
 FUSED = (nn.ReLU, nn.ReLU6)
@@ -145,7 +145,7 @@ def _is_layer_call(network: Network, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(network.layer(node.target), (nn.Conv2d, nn.Linear))
 
 
-def milliseconds(network: Network, costs: CostTable) -> dict[str, float]:
+def milliseconds(network: Network, costs: Price) -> dict[str, float]:
     """Predicted milliseconds of every operator, by name; a prediction, for choosing where to probe."""
     times: dict[str, float] = {}
     for row in operators(network):
