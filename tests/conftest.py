@@ -1,5 +1,41 @@
-"""Tests run beside other work: threads that spin while they wait would slow both down. Read when torch is imported."""
+"""Tests run beside other work, and beside what their user has done with planish."""
+
+from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+
+from targets.cache import cache_root
+
+# Threads that spin while they wait would slow tests and other work down. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+USERS = cache_root()
+
+
+def own_cache(folder: Path) -> str:
+    """A cache in which the user's emulator and its timings are found, but not the results of the user's runs."""
+    if USERS.is_dir():
+        for entry in USERS.iterdir():
+            if entry.name != "store":
+                (folder / entry.name).symlink_to(entry)
+    return str(folder)
+
+
+SESSION = tempfile.TemporaryDirectory(prefix="planish-tests-")
+# Here and not in a fixture: modules copy the environment for their subprocesses when they are imported.
+os.environ["PLANISH_CACHE"] = own_cache(Path(tempfile.mkdtemp(dir=SESSION.name)))
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test is served what another made; what fixtures of a module make is shared through the session's store."""
+    folder = Path(tempfile.mkdtemp(dir=SESSION.name))
+    monkeypatch.setenv("PLANISH_CACHE", own_cache(folder))
+    yield
+    shutil.rmtree(folder, ignore_errors=True)  # a process that a test killed may have left children

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.export.artifact import Artifact, TensorSpec
-from pipeline.store.writing import PARTIAL
+from pipeline.store.writing import PARTIAL, copy_writable
 from reports.records import ArtifactRecord, ManifestRecord, RunRecord, TensorRecord
 
 
@@ -20,8 +20,7 @@ def write_bundle(root: Path, run: RunRecord, artifacts: Sequence[Artifact]) -> N
     partial.mkdir()
     for artifact in artifacts:
         for path in (artifact.path, *(artifact.path.with_name(name) for name in artifact.beside)):
-            copy = shutil.copytree if path.is_dir() else shutil.copyfile
-            copy(path, partial / path.name)
+            copy_writable(path, partial / path.name)
     (partial / "manifest.json").write_text(manifest(run, artifacts).to_json())
     shutil.rmtree(bundle, ignore_errors=True)
     os.replace(partial, bundle)

@@ -1,41 +1,46 @@
 """The run directory: content-addressed stages, crash-safe writes, one process at a time.
 
 A stage's result is a directory that appears whole or not at all: it is built under a temporary name and renamed, with
-a `.stage.json` inside that holds the key it was made from. The key is the SHA-256 of the stage's inputs, settings and
-code version, so a stage is served from the directory exactly when it would come out the same. Failures are recorded in
-`events.ndjson` and never served.
+a mark inside that holds the key it was made from. The key is the SHA-256 of the stage's inputs, settings and code
+version, so a stage is served exactly when it would come out the same: from the run itself, else from the store that all
+runs share, whose files are linked into the run. Failures are recorded in `events.ndjson` and never served.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.store.keys import stage_key
-from pipeline.store.writing import PARTIAL, writing
+from pipeline.store.locks import PATIENCE_S, locked, take
+from pipeline.store.mark import MARK, DamagedError, Mark, read_mark, require_intact, seal
+from pipeline.store.objects import Store, shared_store
+from pipeline.store.writing import FULL, PARTIAL, writing
 from targets.cache import write_atomic
 from targets.errors import MissingEnvironmentError, PlanishError, UsageError
 
-MARK = ".stage.json"
 RECIPE = "recipe.toml"
 LOCK = ".lock"
+STATUS = "status.json"
+EVENTS = "events.ndjson"
 
 
 class RunDirectory:
     """One run. Use `create` or `resume`, then `stage` for every step."""
 
-    def __init__(self, root: Path, lock: IO[str]) -> None:
-        self.root = root
+    def __init__(self, root: Path, lock: IO[str], store: Store) -> None:
+        self.root, self.store = root, store
         self._lock = lock
+        self._fetched: set[str] = set()  # stages just taken from the store
+        self._warned = False
         for leftover in root.rglob(f"{PARTIAL}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -64,9 +69,9 @@ class RunDirectory:
                     code="OUTPUT_NOT_EMPTY",
                 )
             root.mkdir(parents=True, exist_ok=True)
-            lock = _locked(root)
+            lock = take_run(root)
             write_atomic(root / RECIPE, recipe_toml)
-        return cls(root, lock)
+        return cls(root, lock, shared_store())
 
     @classmethod
     def resume(cls, root: Path) -> RunDirectory:
@@ -77,50 +82,47 @@ class RunDirectory:
         """
         recipe_of(root)
         with writing(root):
-            return cls(root, _locked(root))
+            return cls(root, take_run(root), shared_store())
 
-    def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], Any]) -> Any:
-        """The result of a stage: read back if it was made from the same inputs, else made now.
+    def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], Any], *, shared: bool = True) -> Any:
+        """The result of a stage: read back if it was made from the same inputs, here or in another run, else made now.
+
+        Of two runs that want the same the second waits for the first. That the store cannot be used fails no run.
 
         Args:
             name: directory of the stage, relative to the run.
             inputs: everything the result depends on, JSON-able.
             make: builds the stage's files in the directory it is given and returns a JSON-able result.
+            shared: whether the result is as good in any other run; not what this machine's clock says.
         """
-        key, directory = stage_key(name, inputs), self.root / name
-        if (held := _held(directory)) is not None and held["key"] == key:
-            self.event("stage", stage=name, cached=True)
-            return held["result"]
-        with writing(directory):
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            partial = directory.parent / f"{PARTIAL}{directory.name}-{os.getpid()}"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            started = time.monotonic()
-            try:
-                result = make(partial)
-                seconds = round(time.monotonic() - started, 3)
-                (partial / MARK).write_text(json.dumps({"key": key, "seconds": seconds, "result": result}) + "\n")
-                shutil.rmtree(directory, ignore_errors=True)
-                os.replace(partial, directory)
-            except BaseException as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                told = error.to_json() if isinstance(error, PlanishError) else repr(error)
-                with contextlib.suppress(OSError):  # a full disk has no room for its own news
-                    self.event("failed", stage=name, error=told)
-                raise
-        self.event("stage", stage=name, cached=False, seconds=seconds)
-        return json.loads(json.dumps(result))
+        key = stage_key(name, inputs)
+        with contextlib.ExitStack() as turn:
+            mark = self._own(name, key)
+            if mark is None and shared:
+                self._take_turn(turn, name, key)
+                mark = self._from_store(name, key)
+            if mark is not None:
+                self.event("stage", stage=name, cached="store" if name in self._fetched else "run")
+                self._fetched.discard(name)
+                return mark.result
+            mark = self._made(name, key, make)
+            if shared:
+                self._publish(self.root / name, mark)
+        self.event("stage", stage=name, cached=False, seconds=mark.seconds)
+        return mark.result
 
     def holds(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the stage was made from these inputs, and would be read back."""
-        held = _held(self.root / name)
-        return held is not None and held["key"] == stage_key(name, inputs)
+        """Whether the stage was made from these inputs, here or in another run; from then on it is in this run."""
+        key = stage_key(name, inputs)
+        return (self._own(name, key) or self._from_store(name, key)) is not None
 
     def seconds(self, name: str) -> float:
-        """Wall-clock seconds the stage took when it was made."""
-        held = _held(self.root / name)
-        return held["seconds"] if held else 0.0
+        """Wall-clock seconds the stage took when it was made; 0.0 where it is not there."""
+        try:
+            mark = read_mark(self.root / name)
+        except DamagedError:
+            return 0.0
+        return mark.seconds if mark else 0.0
 
     def scratch(self, name: str) -> Path:
         """A file for checkpoints of a stage under way; `clear_scratch` removes it when the stage is done."""
@@ -135,7 +137,7 @@ class RunDirectory:
         """Append a line to `events.ndjson`, whole or not at all."""
         row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
         line = (json.dumps(row, default=str) + "\n").encode()
-        with (self.root / "events.ndjson").open("ab", buffering=0) as log:
+        with (self.root / EVENTS).open("ab", buffering=0) as log:
             end = log.tell()
             if log.write(line) < len(line):
                 log.truncate(end)
@@ -143,19 +145,90 @@ class RunDirectory:
 
     def status(self, **fields: Any) -> None:
         """Replace `status.json`, what a person or a script polls."""
-        write_atomic(self.root / "status.json", json.dumps(fields, default=str) + "\n")
+        write_atomic(self.root / STATUS, json.dumps(fields, default=str) + "\n")
 
     def log(self, name: str) -> Path:
         folder = self.root / "logs"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.log"
 
+    # One stage -------------------------------------------------------------------------------------------------
+
+    def _own(self, name: str, key: str) -> Mark | None:
+        """The stage as this run holds it, if it was made from the same; removed where it is not as it was made."""
+        directory = self.root / name
+        try:
+            mark = read_mark(directory)
+            if mark is None or mark.key != key:
+                return None
+            require_intact(directory, mark)
+        except DamagedError as error:
+            self.event("dropped", stage=name, source="run", reason=str(error))
+            shutil.rmtree(directory, ignore_errors=True)
+            return None
+        return mark
+
+    def _take_turn(self, turn: contextlib.ExitStack, name: str, key: str) -> None:
+        """Until `turn` ends, no other run makes this."""
+        try:
+            turn.enter_context(locked(self.store.lock(key), waiting=lambda: self.event("waiting", stage=name)))
+        except OSError as error:
+            self._without_store(error)
+
+    def _from_store(self, name: str, key: str) -> Mark | None:
+        directory = self.root / name
+        with writing(directory):
+            try:
+                with _partial(directory) as partial:
+                    mark = self.store.fetch(key, partial)
+                    if mark is None:
+                        return None
+                    _publish(partial, directory)
+            except DamagedError as error:
+                self.event("dropped", stage=name, source="store", reason=str(error))
+                return None
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                self._without_store(error)
+                return None
+        self._fetched.add(name)
+        return mark
+
+    def _made(self, name: str, key: str, make: Callable[[Path], Any]) -> Mark:
+        directory = self.root / name
+        try:
+            with writing(directory), _partial(directory) as partial:
+                started = time.monotonic()
+                result = make(partial)
+                seconds = round(time.monotonic() - started, 3)
+                mark = seal(partial, key=key, stage=name, seconds=seconds, result=result)
+                _publish(partial, directory)
+        except BaseException as error:
+            told = error.to_json() if isinstance(error, PlanishError) else repr(error)
+            with contextlib.suppress(OSError):  # a full disk has no room for its own news
+                self.event("failed", stage=name, error=told)
+            raise
+        return mark
+
+    def _publish(self, directory: Path, mark: Mark) -> None:
+        try:
+            self.store.put(directory, mark)
+        except OSError as error:
+            self._without_store(error)
+
+    def _without_store(self, error: OSError) -> None:
+        """Say, once a process, that nothing is shared with other runs."""
+        if not self._warned:
+            self._warned = True
+            self.event("warning", text="results are not shared with other runs", where=self.store.root, why=str(error))
+
 
 def recipe_of(root: Path) -> Path:
     """The recipe's file of the run in `root`. UsageError RUN_MISSING when there is none."""
     if not (root / RECIPE).is_file():
         raise UsageError(
-            "there is no run to resume",
+            "there is no run in this directory",
             where=str(root),
             why=f"it holds no {RECIPE}",
             fix="give the directory of an earlier run, or start one: planish fit MODEL ...",
@@ -164,23 +237,33 @@ def recipe_of(root: Path) -> Path:
     return root / RECIPE
 
 
-def _held(directory: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((directory / MARK).read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-
-
-def _locked(root: Path) -> IO[str]:
-    lock = (root / LOCK).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+def take_run(root: Path) -> IO[str]:
+    """The lock of the run in `root`, held until it is closed. MissingEnvironmentError RUN_BUSY where it is not free."""
+    lock = take(root / LOCK, PATIENCE_S)
+    if lock is None:
         raise MissingEnvironmentError(
             "another planish is working in this run directory",
             where=str(root),
             code="RUN_BUSY",
             why="its lock is held",
             fix="wait for it, stop it, or choose another -o",
-        ) from error
+        )
     return lock
+
+
+@contextlib.contextmanager
+def _partial(directory: Path) -> Iterator[Path]:
+    """A directory to make another in, beside it; it is gone when the block ends."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f"{PARTIAL}{directory.name}-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)

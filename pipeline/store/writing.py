@@ -1,8 +1,9 @@
-"""Writing that tells a person, in planish's words, why it could not."""
+"""Writing that tells a person, in planish's words, why it could not; and copies that a person may change."""
 
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 from targets.errors import MissingEnvironmentError, PlanishError
@@ -55,3 +56,11 @@ def disk_full(error: BaseException | None, where: Path | str) -> MissingEnvironm
         code="DISK_FULL",
         fix="free some space or choose another -o; finished stages are kept, --resume goes on from there",
     )
+
+
+def copy_writable(source: Path, target: Path) -> None:
+    """Copy a file or a directory of a stage, whose files are read-only, so that a person may change the copy."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=shutil.copyfile)
+    else:
+        shutil.copyfile(source, target)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.export.artifact import Artifact
 from pipeline.model.network import Network
-from pipeline.store.writing import PARTIAL
+from pipeline.store.writing import PARTIAL, copy_writable
 from pipeline.verify.culprit import Culprit, search
 from pipeline.verify.parity import Parity, failure
 from pipeline.verify.records import culprit_record, parity_record
@@ -38,7 +38,7 @@ def keep_failed(
     partial = folder.with_name(f"{PARTIAL}{folder.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, partial / path.name)
+    copy_writable(path, partial / path.name)
     (partial / "parity.json").write_text(json.dumps(parity.to_json(), indent=1) + "\n")
     culprit, why = None, error.why
     if isinstance(file, Artifact) and parity.level == "host":

@@ -31,7 +31,8 @@ def started(*words: object, **settings: Any) -> subprocess.Popen[str]:
     """A command in a process of its own, which hears SIGINT even where the tests run in the background and do not."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen([*COMMAND, *map(str, words)], env=ENVIRONMENT, **{**pipes, **listening, **settings})
+    environment = {**ENVIRONMENT, "PLANISH_CACHE": os.environ["PLANISH_CACHE"]}  # the test's own
+    return subprocess.Popen([*COMMAND, *map(str, words)], env=environment, **{**pipes, **listening, **settings})
 
 
 def finished(*words: object) -> subprocess.CompletedProcess[str]:
