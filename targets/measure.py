@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from targets.errors import UsageError, nearest
 from targets.profile import Profile
 from targets.runners import Job, Progress, Timing, emulator, host
-from targets.statistics import summarize
+from targets.statistics import CONFIDENCE, summarize
 
 Format = Literal["onnx", "ort", "tflite", "pte"]
 
@@ -37,14 +37,16 @@ class Measurement:
     cycles: float | None
     state: dict[str, Any]  # versions of the tools, state of the device; "isa": the features the runtime was told of
     threads: int = 1
+    rounds: tuple[int, ...] | None = None  # samples of each turn, in order; None: the runner repeats itself
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"samples_ms": list(self.samples_ms)}
+        return asdict(self) | {"samples_ms": list(self.samples_ms), "rounds": self.rounds and list(self.rounds)}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Measurement:
         """The inverse of `to_json`; extra keys are refused by the constructor."""
-        return cls(**{**record, "samples_ms": tuple(record["samples_ms"])})
+        rounds = record.get("rounds")
+        return cls(**{**record, "samples_ms": tuple(record["samples_ms"]), "rounds": rounds and tuple(rounds)})
 
 
 def measure(
@@ -87,16 +89,29 @@ def measure_many(
     threads: int = 1,
 ) -> list[Measurement]:
     """`measure` for several (artifact, format, inputs): one process a format, on the host in interleaved blocks."""
-    progress = progress or (lambda message: None)
     for path, format, _ in artifacts:
-        if format not in get_args(Format):
-            raise UsageError(
-                f"artifacts of format '{format}' cannot be measured",
-                where=str(path),
-                why=f"the runners know {', '.join(get_args(Format))}",
-                fix=f"{nearest(format, get_args(Format))}export to one of these",
-                code="FORMAT_UNKNOWN",
-            )
+        require_measurable(path, format, profile, threads)
+    timings: dict[int, Timing] = {}
+    for format in dict.fromkeys(format for _, format, _ in artifacts):
+        chosen = [index for index, entry in enumerate(artifacts) if entry[1] == format]
+        jobs = [Job(Path(artifacts[index][0]), Path(artifacts[index][2])) for index in chosen]
+        timings.update(zip(chosen, timed(jobs, format, profile, progress, threads=threads, budget_s=budget_s)))
+    return [
+        measurement(Path(path), format, profile, threads, timings[index])
+        for index, (path, format, _) in enumerate(artifacts)
+    ]
+
+
+def require_measurable(path: Path, format: str, profile: Profile, threads: int) -> None:
+    """Raises UsageError `FORMAT_UNKNOWN` or `THREADS_TOO_MANY`."""
+    if format not in get_args(Format):
+        raise UsageError(
+            f"artifacts of format '{format}' cannot be measured",
+            where=str(path),
+            why=f"the runners know {', '.join(get_args(Format))}",
+            fix=f"{nearest(format, get_args(Format))}export to one of these",
+            code="FORMAT_UNKNOWN",
+        )
     if profile.cores is not None and threads > profile.cores:
         raise UsageError(
             f"{threads} threads cannot be measured on {profile.name}",
@@ -105,23 +120,30 @@ def measure_many(
             fix=f"ask for at most {profile.cores}",
             code="THREADS_TOO_MANY",
         )
-    timings: dict[int, Timing] = {}
-    for format in dict.fromkeys(format for _, format, _ in artifacts):
-        chosen = [index for index, entry in enumerate(artifacts) if entry[1] == format]
-        jobs = [Job(Path(artifacts[index][0]), Path(artifacts[index][2])) for index in chosen]
-        if profile.kind == "host":
-            found = host.time_artifacts(jobs, format, progress, threads=threads, budget_s=budget_s)
-        else:
-            found = emulator.time_artifacts(jobs, format, profile, progress, threads=threads)
-        timings.update(zip(chosen, found))
-    return [
-        _measurement(Path(path), format, profile, threads, timings[index])
-        for index, (path, format, _) in enumerate(artifacts)
-    ]
 
 
-def _measurement(path: Path, format: str, profile: Profile, threads: int, timing: Timing) -> Measurement:
-    summary = summarize(timing.samples_ms)
+def timed(
+    jobs: Sequence[Job],
+    format: str,
+    profile: Profile,
+    progress: Progress | None,
+    *,
+    threads: int,
+    budget_s: float,
+    compared: bool = False,
+) -> list[Timing]:
+    """What the profile's runner sees of artifacts of one format; `compared` as for `host.time_artifacts`."""
+    progress = progress or (lambda message: None)
+    if profile.kind == "host":
+        return host.time_artifacts(jobs, format, progress, threads=threads, budget_s=budget_s, compared=compared)
+    return emulator.time_artifacts(jobs, format, profile, progress, threads=threads)
+
+
+def measurement(
+    path: Path, format: str, profile: Profile, threads: int, timing: Timing, confidence: float = CONFIDENCE
+) -> Measurement:
+    """The measurement that a timing of an artifact makes; its interval holds with `confidence`."""
+    summary = summarize(timing.samples_ms, timing.rounds, confidence)
     state = timing.state | ({"isa": list(profile.core.features)} if profile.core else {})
     return Measurement(
         artifact_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),

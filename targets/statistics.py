@@ -1,8 +1,6 @@
 """Robust summaries of latency samples, and the three-valued decision.
 
-The interval is the distribution-free confidence interval of the median: with n independent samples, the number below
-the median is binomial(n, 1/2), so a pair of order statistics covers it with a probability that needs no assumption
-about the distribution (David and Nagaraja, Order Statistics, 3rd ed., section 7.1).
+The interval is the distribution-free one of `targets.quantiles`.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ Decision = Literal["met", "above", "undecided"]
 class Summary:
     """Latency in milliseconds over `n` samples; `low_ms, high_ms` is an interval for the median.
 
-    With fewer than six samples no pair of order statistics reaches 95 %; the interval is then the samples' range.
+    Where too few samples bound the median (fewer than six for 95 %), the interval ends at the outermost sample.
     """
 
     n: int
@@ -32,38 +30,31 @@ class Summary:
     high_ms: float
 
 
-def summarize(samples_ms: Sequence[float]) -> Summary:
-    """Summary of at least one finite, non-negative sample.
+def summarize(
+    samples_ms: Sequence[float], rounds: Sequence[int] | None = None, confidence: float = CONFIDENCE
+) -> Summary:
+    """Summary of at least one finite, non-negative sample; `rounds` as for `quantiles.quantile_interval`.
 
     Raises:
         ValueError: no sample, or one that is negative or not finite.
     """
+    from targets.quantiles import quantile_interval  # scipy: not for the timing process, which takes `drift` from here
+
     ordered = sorted(samples_ms)
     if not ordered:
         raise ValueError("no samples")
     if not all(math.isfinite(sample) and sample >= 0 for sample in ordered):
         raise ValueError("a latency is finite and not negative")
     median = statistics.median(ordered)
-    rank = _median_interval_rank(len(ordered))
+    interval = quantile_interval(samples_ms, 0.5, confidence=confidence, rounds=rounds)
     return Summary(
         n=len(ordered),
         median_ms=median,
         p90_ms=ordered[math.ceil(0.9 * len(ordered)) - 1],
         mad_ms=statistics.median(abs(sample - median) for sample in ordered),
-        low_ms=ordered[rank],
-        high_ms=ordered[-1 - rank],
+        low_ms=max(interval.low, ordered[0]),
+        high_ms=min(interval.high, ordered[-1]),
     )
-
-
-def _median_interval_rank(n: int) -> int:
-    """Largest r such that the r-th order statistics from both ends (from 0) cover the median with `CONFIDENCE`."""
-    tail, rank = 0.0, 0
-    for below in range(n // 2):
-        tail += math.comb(n, below) / 2**n
-        if 2 * tail > 1 - CONFIDENCE:
-            break
-        rank = below
-    return rank
 
 
 def decide(low_ms: float, high_ms: float, target_ms: float) -> Decision:

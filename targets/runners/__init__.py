@@ -34,6 +34,7 @@ class Timing:
     instructions: int | None  # executed by one inference; emulator only
     cycles: float | None
     state: dict[str, Any]  # versions of the tools, state of the machine
+    rounds: tuple[int, ...] | None = None  # samples of each turn of this artifact; None: the runner repeats itself
 
 
 def ending(returncode: int) -> str:

@@ -2,7 +2,7 @@
 
 Several artifacts are timed in interleaved blocks, so that a change of the machine's clock or load falls on all of them.
 After the first blocks the samples' drift decides whether the machine was steady; if not, more blocks follow within the
-budget, and the measurement says which it was.
+budget, and the measurement says which it was. Artifacts that are compared take as many rounds each, for all the budget.
 """
 
 from __future__ import annotations
@@ -39,8 +39,13 @@ def time_artifacts(
     budget_s: float = BUDGET_S,
     least_samples: int = LEAST_SAMPLES,
     warmup_s: float = 0.2,
+    compared: bool = False,
 ) -> list[Timing]:
     """Wall-clock samples of each artifact: at least `least_samples`, and up to `budget_s` seconds for each artifact.
+
+    Args:
+        compared: take rounds of one block of every artifact for all of `budget_s`, so that their samples can be paired
+            round by round; else an artifact is done as soon as it has enough steady samples.
 
     Raises:
         UsageError: `ARTIFACT_UNUSABLE`, `THREADS_TOO_MANY`.
@@ -63,14 +68,14 @@ def time_artifacts(
         "budget_s": budget_s,
         "least_samples": least_samples,
         "warmup_s": warmup_s,
-        "steady": STEADY,
+        "steady": None if compared else STEADY,
         "jobs": [{"artifact": str(job.artifact.absolute()), "inputs": str(job.inputs.absolute())} for job in jobs],
     }
     names = jobs[0].artifact.name if len(jobs) == 1 else f"{len(jobs)} artifacts"
     progress(f"timing {names} on this machine")
     result = _child(plan)
     timings = []
-    for samples_ms in result["samples_ms"]:
+    for samples_ms, rounds in zip(result["samples_ms"], result["rounds"]):
         change = drift(samples_ms)
         timings.append(
             Timing(
@@ -87,6 +92,7 @@ def time_artifacts(
                     "drift": change,
                     "steady": abs(change) <= STEADY,
                 },
+                tuple(rounds),
             )
         )
     return timings

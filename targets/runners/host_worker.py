@@ -1,7 +1,8 @@
 """The child process of the host runner.
 
 usage: python -m targets.runners.host_worker PLAN.json RESULT.json
-  mode "time": RESULT {"samples_ms": [one list a job], "cpus"}; mode "run": writes each job's "outputs" .npz.
+  mode "time": RESULT {"samples_ms": [one list a job], "rounds": [samples of each turn, one list a job], "cpus"};
+  mode "run": writes each job's "outputs" .npz.
   A job that does not fit its runtime gives {"artifact", "error"}.
 """
 
@@ -25,7 +26,13 @@ def timed_ms(artifact, sample):
 
 
 def time_jobs(opened, warmup_s, budget_s, least, steady):
-    """Interleaved blocks until every artifact has `least` samples and is steady, or has used its budget."""
+    """(samples_ms, rounds) of each artifact, taken in interleaved blocks.
+
+    Every artifact gets `least` samples and `budget_s`, or is done with 10 times as many when it is steady.
+    With `steady` None they are compared round by round: all stay until the last is done, each comes first as often as
+    last, and the first inference of a turn, which pays for what the other artifact put into the caches, is not timed.
+    """
+    compared = steady is None
     blocks = []
     for artifact, samples in opened:
         end = time.perf_counter() + warmup_s
@@ -33,18 +40,30 @@ def time_jobs(opened, warmup_s, budget_s, least, steady):
         while time.perf_counter() < end:
             last_ms = timed_ms(artifact, samples[0])
         blocks.append(max(1, min(least, int(BLOCK_S * 1e3 / last_ms))))
-    taken = [[] for _ in opened]
-    open_jobs = set(range(len(opened)))
-    while open_jobs:
-        for job in sorted(open_jobs):
+    taken, rounds = [[] for _ in opened], [[] for _ in opened]
+    spent_ms = [0.0] * len(opened)
+
+    def done(job):
+        return len(taken[job]) >= least and (
+            spent_ms[job] >= budget_s * 1e3
+            or (not compared and len(taken[job]) >= 10 * least and abs(drift(taken[job])) <= steady)
+        )
+
+    turns = list(range(len(opened)))
+    while turns:
+        for job in turns:
             artifact, samples = opened[job]
-            taken[job] += [timed_ms(artifact, samples[len(taken[job]) % samples.count]) for _ in range(blocks[job])]
-            spent = sum(taken[job]) / 1e3
-            if len(taken[job]) >= least and (
-                spent >= budget_s or len(taken[job]) >= 10 * least and abs(drift(taken[job])) <= steady
-            ):
-                open_jobs.discard(job)
-    return taken
+            if compared:
+                timed_ms(artifact, samples[len(taken[job]) % samples.count])
+            block = [timed_ms(artifact, samples[(len(taken[job]) + i) % samples.count]) for i in range(blocks[job])]
+            taken[job] += block
+            rounds[job].append(len(block))
+            spent_ms[job] += sum(block)
+        if compared:
+            turns = [] if all(map(done, turns)) else turns[::-1]
+        else:
+            turns = [job for job in turns if not done(job)]
+    return taken, rounds
 
 
 def work(plan):
@@ -60,8 +79,10 @@ def work(plan):
         except ArtifactError as error:
             return {"artifact": job["artifact"], "error": str(error)}
     if plan["mode"] == "time":
-        samples_ms = time_jobs(opened, plan["warmup_s"], plan["budget_s"], plan["least_samples"], plan["steady"])
-        return {"samples_ms": samples_ms, "cpus": cpus}
+        samples_ms, rounds = time_jobs(
+            opened, plan["warmup_s"], plan["budget_s"], plan["least_samples"], plan["steady"]
+        )
+        return {"samples_ms": samples_ms, "rounds": rounds, "cpus": cpus}
     for job, (artifact, samples) in zip(plan["jobs"], opened):
         write_outputs(artifact, samples, job["outputs"])
     return {}
