@@ -106,10 +106,10 @@ class Console:
         """Columns for what goes to stdout."""
         return self._data.width
 
-    def begin(self, model: str, target: TargetRecord, goal: GoalRecord) -> None:
-        """Say what is asked for; from here on probes show the measurement of the goal's primary format."""
+    def begin(self, model: str, targets: Sequence[TargetRecord], goal: GoalRecord) -> None:
+        """Say what is asked for; from here on probes show what is measured against each limit of the goal."""
         self._goal = goal
-        self.event("begin", text=goal_line(target.title, goal), model=model, target=target, goal=goal)
+        self.event("begin", text=goal_line(targets, goal), model=model, targets=targets, goal=goal)
 
     def event(self, kind: str, **fields: object) -> None:
         """Something happened. People read `text` where it is given, else the fields; JSON carries every field.
@@ -149,8 +149,7 @@ class Console:
         elif self.mode == "rich":
             self._refresh()
         else:
-            base = next((probe for probe in self._probes if probe.index == 0), None)
-            self._say(Text(probe_line(candidate, self._goal, base)))
+            self._say(Text(probe_line(candidate, self._goal)))
 
     def summary(self, run: RunRecord, directory: Path) -> None:
         """The end of a run, on stdout."""

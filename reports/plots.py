@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from reports.quantities import milliseconds, percent
+from reports.quantities import milliseconds, quality
 
 _FONT_PX = 12.0
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 58.0, 16.0, 26.0, 46.0
@@ -20,17 +20,21 @@ _MARKER_PX = 5.5
 
 @dataclass(frozen=True)
 class Point:
-    """One measured candidate: `x` in ms, `y` in percent, each with its interval; `link` is a fragment of the page."""
+    """One measured candidate: `x` in ms, `y` its quality, each with its interval; `link` is a fragment of the page.
+
+    `front`: none of the others is both faster and better.
+    """
 
     label: str
     x_ms: float
     low_ms: float
     high_ms: float
-    y_percent: float
-    low_percent: float
-    high_percent: float
+    y: float
+    y_low: float
+    y_high: float
     outcome: str
     chosen: bool = False
+    front: bool = False
     link: str = ""
 
 
@@ -87,48 +91,56 @@ def _axis(values: Sequence[float], start: float, end: float, spacing_px: float) 
 def latency_quality(
     points: Sequence[Point],
     *,
-    target_ms: float,
-    floor_percent: float | None,
+    target_ms: float | None,
+    floor: float | None,
     metric: str,
+    unit: str = "%",
+    higher_is_better: bool = True,
     width: int = 720,
     height: int = 400,
 ) -> Markup:
-    """Latency (ms, across) against quality (percent, up), with the target and, if one was set, the quality floor.
+    """Latency (ms, across) against quality (up), with the target, the quality floor and the Pareto front.
 
     Args:
         points: at least one; coincident points are allowed, their labels move apart.
         target_ms: the latency asked for, drawn as an upright line.
-        floor_percent: the least quality allowed, drawn as a level line.
+        floor: the least quality allowed (the most, where lower is better), drawn as a level line.
         metric: names the upright axis.
+        unit: of the quality; empty where it has none.
         width, height: size of the drawing in CSS pixels at scale 1.
     """
     left, right, top, bottom = _MARGIN_LEFT, width - _MARGIN_RIGHT, _MARGIN_TOP, height - _MARGIN_BOTTOM
-    x = _axis(
-        [value for each in points for value in (each.low_ms, each.x_ms, each.high_ms)] + [target_ms], left, right, 64
-    )
-    levels = [value for each in points for value in (each.low_percent, each.y_percent, each.high_percent)]
-    y = _axis(levels + ([floor_percent] if floor_percent is not None else []), bottom, top, 40)
+    across = [value for each in points for value in (each.low_ms, each.x_ms, each.high_ms)]
+    x = _axis(across + ([target_ms] if target_ms is not None else []), left, right, 64)
+    levels = [value for each in points for value in (each.y_low, each.y, each.y_high)]
+    y = _axis(levels + ([floor] if floor is not None else []), bottom, top, 40)
 
     description = f"Latency against {metric}: " + "; ".join(
-        f"{each.label} {milliseconds(each.x_ms)}, {percent(each.y_percent)}" for each in points
+        f"{each.label} {milliseconds(each.x_ms)}, {quality(each.y, unit)}" for each in points
     )
     parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">']
     for value, text in x.ticks():
         parts.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
         parts.append(_text(x(value), bottom + 17, text, "tick", "middle"))
-    for value, text in y.ticks(limit=100.0):
+    for value, text in y.ticks(limit=100.0 if unit == "%" else math.inf):
         parts.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(_text(left - 8, y(value) + 4, text, "tick", "end"))
     parts.append(f'<path class="axis" d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}"/>')
     parts.append(_text((left + right) / 2, height - 8, "latency, ms (less is better)", "axis-name", "middle"))
-    parts.append(_text(left - 48, top - 12, f"{metric}, % (more is better)", "axis-name", "start"))
+    better = "more is better" if higher_is_better else "less is better"
+    parts.append(_text(left - 48, top - 12, f"{metric}{', %' if unit == '%' else ''} ({better})", "axis-name", "start"))
 
     taken = [box for each in points for box in _occupied(each, x, y)]
-    parts += _guides(x, y, target_ms, floor_percent, left, right, top, bottom, taken)
+    if target_ms is not None:
+        parts += _target(x, target_ms, right, top, bottom, taken)
+    if floor is not None:
+        name = f"{'floor' if higher_is_better else 'at most'} {quality(floor, unit)}"
+        parts += _floor(y(floor), name, left, right, top, bottom, taken)
+    parts.append(_front(points, x, y))
     for each in points:
         parts.append(_whiskers(each, x, y))
     for each in sorted(points, key=lambda each: each.chosen):
-        parts.append(_labelled_marker(each, x(each.x_ms), y(each.y_percent), taken, _Box(left, top, right, bottom)))
+        parts.append(_labelled_marker(each, x(each.x_ms), y(each.y), taken, _Box(left, top, right, bottom)))
     parts.append("</svg>")
     return Markup("".join(parts))
 
@@ -158,56 +170,60 @@ def _text_width(text: str) -> float:
 
 def _occupied(point: Point, x: _Axis, y: _Axis) -> list[_Box]:
     """Where labels should not be: the marker (with its ring) and the two whiskers."""
-    across, up = x(point.x_ms), y(point.y_percent)
+    across, up = x(point.x_ms), y(point.y)
     r = _MARKER_PX + (6 if point.chosen else 2)
     return [
         _Box(across - r, up - r, across + r, up + r),
         _Box(x(point.low_ms), up - 1, x(point.high_ms), up + 1),
-        _Box(across - 1, y(point.high_percent), across + 1, y(point.low_percent)),
+        _Box(across - 1, y(point.y_high), across + 1, y(point.y_low)),
     ]
 
 
-def _guides(
-    x: _Axis,
-    y: _Axis,
-    target_ms: float,
-    floor_percent: float | None,
-    left: float,
-    right: float,
-    top: float,
-    bottom: float,
-    taken: list[_Box],
-) -> list[str]:
-    """The target and floor lines with their names; lines and names are added to `taken`."""
+def _target(x: _Axis, target_ms: float, right: float, top: float, bottom: float, taken: list[_Box]) -> list[str]:
+    """The line of the latency asked for with its name; both are added to `taken`."""
     at, name = x(target_ms), f"target {milliseconds(target_ms)}"
     width = _text_width(name)
     anchor, start = ("end", at - 6 - width) if at + 6 + width > right else ("start", at + 6)
-    parts = [
+    taken += [_Box(at - 1, top, at + 1, bottom), _Box(start, top, start + width, top + 15)]
+    return [
         f'<line class="target" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>',
         _text(at + (6 if anchor == "start" else -6), top + 11, name, "target-name", anchor),
     ]
-    taken += [_Box(at - 1, top, at + 1, bottom), _Box(start, top, start + width, top + 15)]
-    if floor_percent is not None:
-        level, name = y(floor_percent), f"floor {percent(floor_percent)}"
-        width = _text_width(name)
-        parts.append(f'<line class="floor" x1="{left:.1f}" x2="{right:.1f}" y1="{level:.1f}" y2="{level:.1f}"/>')
-        places = [
-            (_Box(edge, line - 11, edge + width, line + 3), line)
-            for line in (level + 14, level - 5)
-            for edge in (right - 4 - width, left + 6, (left + right - width) / 2)
-            if top + 11 < line < bottom - 3
-        ]
-        box, line = min(places, key=lambda place: sum(place[0].overlap(other) for other in taken))
-        parts.append(_text(box.left, line, name, "floor-name", "start"))
-        taken += [_Box(left, level - 1, right, level + 1), box]
-    return parts
+
+
+def _floor(
+    level: float, name: str, left: float, right: float, top: float, bottom: float, taken: list[_Box]
+) -> list[str]:
+    """The level line of the quality asked for, its name where it covers the least; both are added to `taken`."""
+    width = _text_width(name)
+    places = [
+        (_Box(edge, line - 11, edge + width, line + 3), line)
+        for line in (level + 14, level - 5)
+        for edge in (right - 4 - width, left + 6, (left + right - width) / 2)
+        if top + 11 < line < bottom - 3
+    ]
+    box, line = min(places, key=lambda place: sum(place[0].overlap(other) for other in taken))
+    taken += [_Box(left, level - 1, right, level + 1), box]
+    return [
+        f'<line class="floor" x1="{left:.1f}" x2="{right:.1f}" y1="{level:.1f}" y2="{level:.1f}"/>',
+        _text(box.left, line, name, "floor-name", "start"),
+    ]
+
+
+def _front(points: Sequence[Point], x: _Axis, y: _Axis) -> str:
+    """The best quality reached at each latency, as steps from one point of the front to the next slower one."""
+    first, *others = sorted((each for each in points if each.front), key=lambda each: each.x_ms) or [None]
+    if not others:
+        return ""
+    steps = "".join(f"H{x(each.x_ms):.1f}V{y(each.y):.1f}" for each in others)
+    return f'<path class="front" d="M{x(first.x_ms):.1f} {y(first.y):.1f}{steps}"/>'
 
 
 def _whiskers(point: Point, x: _Axis, y: _Axis) -> str:
-    across, up = x(point.x_ms), y(point.y_percent)
+    across, up = x(point.x_ms), y(point.y)
     return (
         f'<path class="whisker" d="M{x(point.low_ms):.1f} {up:.1f}H{x(point.high_ms):.1f}'
-        f'M{across:.1f} {y(point.low_percent):.1f}V{y(point.high_percent):.1f}"/>'
+        f'M{across:.1f} {y(point.y_low):.1f}V{y(point.y_high):.1f}"/>'
     )
 
 

@@ -11,18 +11,18 @@ MISSING = "–"
 _MINUS = "−"
 
 
-def significant(value: float) -> str:
-    """Three significant digits: `8.31`, `12.3`, `0.00420`, `1,234`, `3.20e−7`; never scientific from 1e-4 up."""
+def significant(value: float, digits: int = 3) -> str:
+    """`8.31`, `12.3`, `0.00420`, `1,234`, `3.20e−7`: as many significant digits, never scientific from 1e-4 up."""
     if value == 0:
         return "0"
-    rounded = float(f"{value:.3g}")
+    rounded = float(f"{value:.{digits}g}")
     exponent = math.floor(math.log10(abs(rounded)))
-    if exponent >= 3:
+    if exponent >= digits:
         text = f"{value:,.0f}"
     elif exponent >= -4:
-        text = f"{rounded:.{max(0, 2 - exponent)}f}"
+        text = f"{rounded:,.{max(0, digits - 1 - exponent)}f}"
     else:
-        text = f"{rounded / 10.0**exponent:.2f}e{exponent}"
+        text = f"{rounded / 10.0**exponent:.{digits - 1}f}e{exponent}"
     return text.replace("-", _MINUS)
 
 
@@ -50,12 +50,57 @@ def percent_interval(low_percent: float, high_percent: float) -> str:
 
 def points(delta_points: float | None) -> str:
     """A signed difference of two percentages: `−0.35 pt`, `+0.10 pt`, `±0.00 pt`."""
-    if delta_points is None:
+    return MISSING if delta_points is None else f"{_signed_points(delta_points)} pt"
+
+
+def _signed_points(delta: float) -> str:
+    text = f"{abs(delta):.2f}"
+    return f"{'±' if float(text) == 0 else _MINUS if delta < 0 else '+'}{text}"
+
+
+def quality(value: float | None, unit: str) -> str:
+    """In percent, or to four significant digits where the metric is the user's own and has no unit."""
+    if value is None:
         return MISSING
-    text = f"{abs(delta_points):.2f} pt"
-    if float(f"{delta_points:.2f}") == 0:
-        return f"±{text}"
-    return f"{_MINUS if delta_points < 0 else '+'}{text}"
+    return percent(value) if unit == "%" else significant(value, 4)
+
+
+def quality_interval(low: float, high: float, unit: str) -> str:
+    return percent_interval(low, high) if unit == "%" else f"[{significant(low, 4)}, {significant(high, 4)}]"
+
+
+def quality_change(delta: float | None, unit: str) -> str:
+    """A signed difference of two qualities: points of a percentage, else a number."""
+    if delta is None:
+        return MISSING
+    return points(delta) if unit == "%" else _signed(delta)
+
+
+def drop(lost: float, unit: str) -> str:
+    """What of the quality was or may be lost, without a sign: `1.00 pt`."""
+    return f"{lost:.2f} pt" if unit == "%" else significant(lost, 4)
+
+
+def quality_change_interval(low: float, high: float, unit: str) -> str:
+    """`[−0.92, +0.22]`"""
+    spell = _signed_points if unit == "%" else _signed
+    return f"[{spell(low)}, {spell(high)}]"
+
+
+def _signed(delta: float) -> str:
+    return "±0" if delta == 0 else significant(delta, 4) if delta < 0 else f"+{significant(delta, 4)}"
+
+
+def measured(value: float | None, unit: str) -> str:
+    """A quantity that a limit is set on, by its unit: `8.31 ms`, `1.02 MB`."""
+    return milliseconds(value) if unit == "ms" else size(None if value is None else round(value))
+
+
+def measured_interval(low: float, high: float, unit: str) -> str:
+    """Empty for what is known exactly, like the size of a file."""
+    if unit == "ms":
+        return interval(low, high)
+    return f"[{measured(low, unit)}, {measured(high, unit)}]" if low < high else ""
 
 
 def against_target(margin_percent: float | None) -> str:

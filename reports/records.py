@@ -99,14 +99,53 @@ class OperatorRecord(Record):
 
 
 class QualityRecord(Record):
-    """Share of samples answered rightly, with its 95 % Wilson interval."""
+    """How good a candidate is at its task, with a 95 % interval, and what it lost against the original.
 
-    metric: Literal["top-1", "agreement with the original"]
-    value_percent: Percent
-    low_percent: Percent
-    high_percent: Percent
+    Attributes:
+        metric: `top-1`, `agreement with the original`, or the name of the user's own.
+        value, low, high: in `unit`, which is empty where a metric of the user's has none that is known.
+        higher_is_better: the metric's direction.
+        lost, lost_low, lost_high: what the original has more (less, where lower is better), on the same samples, with
+            the interval of the paired difference; None for the original.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    unit: Literal["%", ""] = "%"
+    higher_is_better: bool = True
     samples: Annotated[int, Field(ge=1)]
     evaluated_on: Literal["artifact", "network"]
+    lost: float | None = None
+    lost_low: float | None = None
+    lost_high: float | None = None
+
+    @property
+    def change(self) -> float | None:
+        """The value less the original's; None for the original."""
+        return None if self.lost is None else -self.lost if self.higher_is_better else self.lost
+
+    @property
+    def change_interval(self) -> tuple[float, float] | None:
+        """The interval of `change`."""
+        if self.lost_low is None or self.lost_high is None:
+            return None
+        return (-self.lost_high, -self.lost_low) if self.higher_is_better else (self.lost_low, self.lost_high)
+
+    @property
+    def original(self) -> float:
+        """The original's value on the same samples."""
+        return self.value - (self.change or 0.0)
+
+    def least_allowed(self, max_drop: float) -> float:
+        """The floor: the least value (the most, where lower is better) when `max_drop` may be lost."""
+        floor = self.original - max_drop if self.higher_is_better else self.original + max_drop
+        return max(0.0, floor) if self.unit == "%" else floor
+
+    def straddles(self, max_drop: float) -> bool:
+        """Whether these samples cannot tell if more than `max_drop` was lost."""
+        return self.lost_low is not None and self.lost_high is not None and self.lost_low <= max_drop < self.lost_high
 
     @classmethod
     def of_counts(
@@ -123,9 +162,9 @@ class QualityRecord(Record):
         half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples)) / spread
         return cls(
             metric=metric,
-            value_percent=100 * share,
-            low_percent=100 * max(0.0, min(share, centre - half)),
-            high_percent=100 * min(1.0, max(share, centre + half)),
+            value=100 * share,
+            low=100 * max(0.0, min(share, centre - half)),
+            high=100 * min(1.0, max(share, centre + half)),
             samples=samples,
             evaluated_on=evaluated_on,
         )
@@ -143,11 +182,39 @@ class FailureRecord(Record):
     stage: str | None = None
 
 
-class CandidateRecord(Record):
-    """One probe: index 0 is the unchanged base. `verdict` judges latency alone; `reasons` says everything else.
+Quantity = Literal["latency", "p90", "size", "memory"]
+Unit = Literal["ms", "B"]
 
-    `margin_percent` is the measured median against the target, in percent of the target: −3 is 3 % faster than
-    asked, +5 is 5 % too slow. `budget_ms` is the predicted latency that planning was asked for.
+
+class OutcomeRecord(Record):
+    """One limit, and what was measured of one artifact against it.
+
+    `margin_percent` is in percent of the limit: -3 is 3 % less than asked, +5 is 5 % too much. A verdict is of the
+    whole interval; `high` is None where too few samples give no upper bound. `confidence_percent` is None where the
+    interval is not a statistical one.
+    """
+
+    quantity: Quantity
+    target: str | None
+    limit: Annotated[float, Field(gt=0)]
+    unit: Unit
+    value: Annotated[float, Field(ge=0)]
+    low: Annotated[float, Field(ge=0)]
+    high: Annotated[float, Field(ge=0)] | None
+    confidence_percent: Percent | None = None
+    verdict: Literal["met", "above", "undecided"]
+    reason: str = ""
+
+    @property
+    def margin_percent(self) -> float:
+        return 100 * (self.value / self.limit - 1)
+
+
+class CandidateRecord(Record):
+    """One probe: index 0 is the unchanged base. `verdict` judges the limits; `reasons` says everything else.
+
+    `outcomes` has one entry a limit; `margin_percent` is that of the limit which is the farthest from being met.
+    `budget_ms` is the predicted time that planning was asked for, on the scale of the first target's cost table.
     """
 
     index: Count
@@ -165,15 +232,22 @@ class CandidateRecord(Record):
     operators: tuple[OperatorRecord, ...] = ()
     """Of the artifact in the primary format, where it was broken down."""
     quality: QualityRecord | None = None
+    outcomes: tuple[OutcomeRecord, ...] = ()
     verdict: Literal["base", "met", "above", "undecided"]
     margin_percent: float | None = None
     reasons: tuple[str, ...] = ()
     seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
     failure: FailureRecord | None = None
 
-    def measurement(self, format: str) -> MeasurementRecord | None:
-        """The measurement of one format's artifact, None where that was never measured."""
-        return next((each for each in self.measurements if each.format == format), None)
+    def measurement(self, format: str, target: str | None = None) -> MeasurementRecord | None:
+        """The measurement of one format's artifact on a target (the first by default), None where there is none."""
+        return next(
+            (each for each in self.measurements if each.format == format and target in (None, each.target)), None
+        )
+
+    def against(self, limit: LimitRecord) -> OutcomeRecord | None:
+        """What was measured against that limit, None where nothing was."""
+        return next((each for each in self.outcomes if (each.quantity, each.target) == limit.about), None)
 
     @property
     def outcome(self) -> str:
@@ -192,11 +266,33 @@ class TargetRecord(Record):
     profile_version: str
 
 
-class GoalRecord(Record):
-    """What was asked for; `primary_format` is the artifact whose latency decides."""
+class LimitRecord(Record):
+    """One thing that was asked for: at most `limit` of a quantity, on a target where it depends on one.
 
-    latency_ms: Annotated[float, Field(gt=0)]
-    max_drop_points: Annotated[float, Field(ge=0)] | None
+    `asked` is how the user put it: `60%` is of what the original takes there.
+    """
+
+    quantity: Quantity
+    target: str | None
+    limit: Annotated[float, Field(gt=0)]
+    unit: Unit
+    asked: str
+
+    @property
+    def about(self) -> tuple[Quantity, str | None]:
+        """The quantity and the target: a goal has one limit on them."""
+        return self.quantity, self.target
+
+
+class GoalRecord(Record):
+    """What was asked for; `primary_format` is the artifact whose latency decides.
+
+    `max_drop` is what of the quality may be lost: points where `quality_unit` is percent, else the metric's own.
+    """
+
+    limits: Annotated[tuple[LimitRecord, ...], Field(min_length=1)]
+    max_drop: Annotated[float, Field(ge=0)] | None
+    quality_unit: Literal["%", ""] = "%"
     formats: tuple[str, ...]
     primary_format: str
 
@@ -206,27 +302,54 @@ class GoalRecord(Record):
             raise ValueError(f"primary_format {self.primary_format!r} is not among formats {self.formats}")
         return self
 
+    @property
+    def latency(self) -> LimitRecord | None:
+        """The first limit on the median latency."""
+        return next((each for each in self.limits if each.quantity == "latency"), None)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """What it allows."""
+        return self.latency.limit if self.latency else None
+
+    def deciding(self, candidate: CandidateRecord) -> MeasurementRecord | None:
+        """The artifact in the primary format on the target of the first latency limit, else on the first target."""
+        return candidate.measurement(self.primary_format, self.latency.target if self.latency else None)
+
+
+class AdviceRecord(Record):
+    """What turning one knob would bring, and the candidate that shows it; `option` is how to ask for it."""
+
+    knob: str
+    option: str
+    text: str
+    candidate: Count | None
+
 
 class RunRecord(VersionedRecord):
     """A whole run: `report.json`. `candidates` are the probes after the base, in the order they were made.
 
-    `winner` is the index of the candidate handed over (0 when the base already meets the target); `best` the closest
-    one kept when the target was not met.
+    `winner` is the index of the candidate handed over (0 when the base already meets the goal); `best` the closest
+    one kept when it was not met. `front` are the candidates than which none is both faster and better. `floor_kept`
+    is None where no floor was asked for.
     """
 
     planish_version: str
     name: str
     model: str
     data: str
-    target: TargetRecord
+    targets: Annotated[tuple[TargetRecord, ...], Field(min_length=1)]
     goal: GoalRecord
     verdict: Literal["met", "not-met", "undecided", "verification-failed"]
+    floor_kept: bool | None = None
     exit_code: int
     headline: str
     base: CandidateRecord
     candidates: tuple[CandidateRecord, ...]
     winner: Count | None
     best: Count | None
+    front: tuple[Count, ...] = ()
+    advice: tuple[AdviceRecord, ...] = ()
     environment: dict[str, str]
     started: AwareDatetime
     finished: AwareDatetime
@@ -248,6 +371,11 @@ class RunRecord(VersionedRecord):
         if (self.verdict == "met") != (self.winner is not None):
             raise ValueError(f"a run has a winner exactly when it is met: verdict {self.verdict}, winner {self.winner}")
         return self
+
+    @property
+    def target(self) -> TargetRecord:
+        """The first target."""
+        return self.targets[0]
 
     @property
     def probes(self) -> tuple[CandidateRecord, ...]:
@@ -272,19 +400,15 @@ class RunRecord(VersionedRecord):
         return None if index is None else self.candidate(index)
 
     def primary(self, candidate: CandidateRecord) -> MeasurementRecord | None:
-        """The measurement that decides: the candidate's artifact in the goal's primary format."""
-        return candidate.measurement(self.goal.primary_format)
+        """The measurement that decides: see `GoalRecord.deciding`."""
+        return self.goal.deciding(candidate)
 
-    def original_percent(self, metric: str) -> float | None:
-        """The quality of the original by that metric; without labels the original agrees with itself, 100 %."""
-        if self.base.quality is not None and self.base.quality.metric == metric:
-            return self.base.quality.value_percent
-        return None if metric == "top-1" else 100.0
-
-    def drop_points(self, candidate: CandidateRecord) -> float | None:
-        """Percentage points of quality lost against the original; None where the two cannot be compared."""
-        original = self.original_percent(candidate.quality.metric) if candidate.quality else None
-        return None if original is None else original - candidate.quality.value_percent
+    @property
+    def floor(self) -> float | None:
+        """The least quality that was asked for (the most, where lower is better); None where none was."""
+        compared = [probe.quality for probe in self.candidates if probe.quality and probe.quality.lost is not None]
+        quality = compared[-1] if compared else self.base.quality
+        return None if self.goal.max_drop is None or quality is None else quality.least_allowed(self.goal.max_drop)
 
 
 class TensorRecord(Record):
@@ -317,7 +441,7 @@ class ArtifactRecord(Record):
     minimum_runtime_version: str
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
-    measurement: MeasurementRecord | None
+    measurements: tuple[MeasurementRecord, ...]
     quality: QualityRecord | None
 
     @field_validator("file")
@@ -335,7 +459,7 @@ class ManifestRecord(VersionedRecord):
     planish_version: str
     name: str
     source_run: str
-    target: TargetRecord
+    targets: tuple[TargetRecord, ...]
     edits: tuple[str, ...]
     tools: dict[str, str]
     artifacts: tuple[ArtifactRecord, ...]

@@ -9,21 +9,22 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from reports import quantities
-from reports.records import CandidateRecord, GoalRecord, MeasurementRecord, RunRecord
+from reports import limits, quantities
+from reports.records import CandidateRecord, GoalRecord, LimitRecord, MeasurementRecord, RunRecord, TargetRecord
 from reports.streams import printable
 
 _GAP = 2
 _STYLES = {"base": "dim", "met": "green", "above": "red", "undecided": "yellow", "failed": "bold red"}
-_SIGNS = {"base": "■", "met": "●", "above": "▲", "undecided": "◆", "failed": "✕"}
+_SIGNS = {"base": "■", "failed": "✕", **limits.SIGNS}
 _VERDICTS = {
     "met": ("met", "bold green"),
     "not-met": ("not met", "bold red"),
     "undecided": ("undecided", "bold yellow"),
     "verification-failed": ("verification failed", "bold red"),
 }
-# What a narrow terminal gives up, in this order.
-_SHED = ("interval", "lost", "predicted", "budget", "change", "quality", "vs target")
+# What a narrow terminal gives up, in this order; the columns of further limits go before the last.
+_SHED = ("interval", "lost", "predicted", "budget", "change", "quality")
+_LAST = "vs target"
 
 Rows = list[dict[str, str]]
 
@@ -31,47 +32,46 @@ Rows = list[dict[str, str]]
 def decisive(probe: CandidateRecord, goal: GoalRecord | None) -> MeasurementRecord | None:
     """The measurement that decides; before a goal is known, the first one."""
     if goal is not None:
-        return probe.measurement(goal.primary_format)
+        return goal.deciding(probe)
     return probe.measurements[0] if probe.measurements else None
 
 
-def lost_points(probe: CandidateRecord, base: CandidateRecord | None) -> float | None:
-    """Quality lost against the base when both carry the same metric, in percentage points."""
-    if probe.quality is None or base is None or base.quality is None or probe.index == 0:
-        return None
-    if probe.quality.metric != base.quality.metric:
-        return None
-    return base.quality.value_percent - probe.quality.value_percent
+def further(goal: GoalRecord | None) -> list[LimitRecord]:
+    """The limits beside the first one on the median latency."""
+    return [limit for limit in goal.limits if limit is not goal.latency] if goal else []
 
 
 def probe_table(probes: Sequence[CandidateRecord], goal: GoalRecord | None, width: int, earlier: int = 0) -> Table:
     """One row a probe: `#  budget  predicted  measured  vs target  quality  verdict`, as wide as fits.
 
+    Every limit beyond the first latency has a column of its own; `vs target` is the limit that is farthest from met.
+
     Args:
-        probes: the rows to show; the base is looked for among them to show what was lost.
+        probes: the rows to show.
         width: columns of the terminal.
         earlier: leave out that many rows from the front and say so.
     """
-    base = next((probe for probe in probes if probe.index == 0), None)
+    first = limits.short(goal.latency, goal) if goal and goal.latency else "measured"
+    others = {limits.short(limit, goal): limit for limit in further(goal)}
     rows: Rows = []
     for probe in probes[earlier:]:
-        measured, lost = decisive(probe, goal), lost_points(probe, base)
+        measured, quality = decisive(probe, goal), probe.quality
         rows.append(
             {
                 "#": str(probe.index),
                 "budget": quantities.milliseconds(probe.budget_ms),
                 "predicted": quantities.milliseconds(probe.predicted_ms),
-                "measured": quantities.milliseconds(measured.median_ms if measured else None),
+                first: quantities.milliseconds(measured.median_ms if measured else None),
                 "interval": quantities.interval(measured.low_ms, measured.high_ms) if measured else "",
+                **{name: _measured(probe, limit) for name, limit in others.items()},
                 "vs target": quantities.against_target(probe.margin_percent),
-                "quality": quantities.percent(probe.quality.value_percent if probe.quality else None),
-                "lost": "" if lost is None else quantities.points(-lost),
+                "quality": quantities.quality(quality.value, quality.unit) if quality else quantities.MISSING,
+                "lost": _change(probe),
                 "verdict": f"{_SIGNS[probe.outcome]} {probe.outcome}",
             }
         )
-    names = _fitting(
-        rows, ["#", "budget", "predicted", "measured", "interval", "vs target", "quality", "lost", "verdict"], width
-    )
+    names = ["#", "budget", "predicted", first, "interval", *others, "vs target", "quality", "lost", "verdict"]
+    names = _fitting(rows, names, width, (*_SHED, *reversed(others), _LAST))
     table = Table(
         box=None,
         padding=(0, _GAP, 0, 0),
@@ -94,9 +94,20 @@ def probe_table(probes: Sequence[CandidateRecord], goal: GoalRecord | None, widt
     return table
 
 
-def probe_line(probe: CandidateRecord, goal: GoalRecord | None, base: CandidateRecord | None) -> str:
+def _measured(probe: CandidateRecord, limit: LimitRecord) -> str:
+    outcome = probe.against(limit)
+    return quantities.measured(outcome.value, outcome.unit) if outcome else quantities.MISSING
+
+
+def _change(probe: CandidateRecord) -> str:
+    quality = probe.quality
+    return "" if quality is None or quality.change is None else quantities.quality_change(quality.change, quality.unit)
+
+
+def probe_line(probe: CandidateRecord, goal: GoalRecord | None) -> str:
     """A probe in one line, for logs."""
-    measured, lost = decisive(probe, goal), lost_points(probe, base)
+    measured, quality = decisive(probe, goal), probe.quality
+    first = limits.short(goal.latency, goal) if goal and goal.latency else "measured"
     parts = []
     if probe.budget_ms is not None:
         parts.append(f"budget {quantities.milliseconds(probe.budget_ms)}")
@@ -104,25 +115,24 @@ def probe_line(probe: CandidateRecord, goal: GoalRecord | None, base: CandidateR
         parts.append(f"predicted {quantities.milliseconds(probe.predicted_ms)}")
     if measured is not None:
         parts.append(
-            f"measured {quantities.milliseconds(measured.median_ms)} "
+            f"{first} {quantities.milliseconds(measured.median_ms)} "
             f"{quantities.interval(measured.low_ms, measured.high_ms)}"
         )
+    parts += [f"{limits.short(limit, goal)} {_measured(probe, limit)}" for limit in further(goal) if probe.outcomes]
     if probe.margin_percent is not None:
         parts.append(quantities.against_target(probe.margin_percent))
-    if probe.quality is not None:
-        change = "" if lost is None else f" ({quantities.points(-lost)})"
-        parts.append(f"{probe.quality.metric} {quantities.percent(probe.quality.value_percent)}{change}")
+    if quality is not None:
+        lost = f" ({_change(probe)})" if quality.change is not None else ""
+        parts.append(f"{printable(quality.metric)} {quantities.quality(quality.value, quality.unit)}{lost}")
     if probe.failure is not None:
         parts.append(f"{probe.failure.code} {printable(probe.failure.what)}")
     return f"probe {probe.index}: " + ", ".join([*parts, probe.outcome])
 
 
-def goal_line(target: str, goal: GoalRecord) -> str:
-    """What is asked for, in one line."""
-    parts = [f"target {printable(target)}", f"median ≤ {quantities.milliseconds(goal.latency_ms)}"]
-    if goal.max_drop_points is not None:
-        parts.append(f"at most {goal.max_drop_points:.2f} pt of quality lost")
-    return " · ".join([*parts, f"{goal.primary_format} decides"])
+def goal_line(targets: Sequence[TargetRecord], goal: GoalRecord) -> str:
+    """What is asked for, in one line; one target is named first, several beside their limits."""
+    parts = [f"target {targets[0].title}"] if len(targets) == 1 else []
+    return printable(" · ".join([*parts, *limits.asked(targets, goal), f"{goal.primary_format} decides"]))
 
 
 def summary(run: RunRecord, directory: Path, width: int) -> list[Table | Text]:
@@ -143,31 +153,33 @@ def summary(run: RunRecord, directory: Path, width: int) -> list[Table | Text]:
 
 
 def _summary_rows(run: RunRecord) -> Rows:
-    """Latency, quality, size, work: before, after, change; empty when nothing was measured."""
+    """Latency, the other limits, quality, size, work: before, after, change; empty when nothing was measured."""
     before, chosen = run.primary(run.base), run.chosen
     after = run.primary(chosen) if chosen else None
     if before is None and after is None:
         return []
     moved = chosen is not None and chosen.index != 0 and after is not None
+    first = run.goal.latency
     rows: Rows = [
         {
-            "": "latency",
+            "": f"latency {limits.short(first, run.goal)}" if first and len(run.targets) > 1 else "latency",
             "before": quantities.milliseconds(before.median_ms if before else None),
             "after": quantities.milliseconds(after.median_ms) if moved else "",
             "interval": quantities.interval(after.low_ms, after.high_ms) if moved else "",
             "change": quantities.speedup(before.median_ms, after.median_ms) if moved and before else "",
         }
     ]
+    for limit in further(run.goal):
+        if limit.quantity != "size":
+            rows.append(_limit_row(run, limit, chosen if moved else None))
     if quality := (chosen.quality if moved else run.base.quality):
-        lost = run.drop_points(chosen) if moved else None
-        label = "top-1" if quality.metric == "top-1" else "agreement"
         rows.append(
             {
-                "": label,
-                "before": quantities.percent(run.original_percent(quality.metric)),
-                "after": quantities.percent(quality.value_percent) if moved else "",
-                "interval": quantities.percent_interval(quality.low_percent, quality.high_percent) if moved else "",
-                "change": quantities.points(-lost) if lost is not None else "",
+                "": {"agreement with the original": "agreement"}.get(quality.metric, printable(quality.metric)),
+                "before": quantities.quality(quality.original, quality.unit),
+                "after": quantities.quality(quality.value, quality.unit) if moved else "",
+                "interval": quantities.quality_interval(quality.low, quality.high, quality.unit) if moved else "",
+                "change": _change(chosen) if moved else "",
             }
         )
     rows.append(
@@ -191,9 +203,27 @@ def _summary_rows(run: RunRecord) -> Rows:
     return rows
 
 
+def _limit_row(run: RunRecord, limit: LimitRecord, moved: CandidateRecord | None) -> dict[str, str]:
+    """Of a limit that no other row shows; `moved` is what the original became."""
+    before, after = run.base.against(limit), moved.against(limit) if moved else None
+    name = limits.short(limit, run.goal)
+    compared = before is not None and after is not None and after.value > 0
+    return {
+        "": f"latency {name}" if limit.quantity == "latency" else name,
+        "before": quantities.measured(before.value if before else None, limit.unit),
+        "after": quantities.measured(after.value, limit.unit) if after else "",
+        "interval": quantities.measured_interval(after.low, after.high, limit.unit) if after else "",
+        "change": ""
+        if not compared
+        else quantities.speedup(before.value, after.value)
+        if limit.unit == "ms"
+        else quantities.change(before.value, after.value),
+    }
+
+
 def _summary_table(rows: Rows, width: int) -> Table:
     names = ["", "before", "after", "interval", "change"] if any(row["after"] for row in rows) else ["", "before"]
-    names = _fitting(rows, names, width)
+    names = _fitting(rows, names, width, (*_SHED, _LAST))
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
     for name in names:
         table.add_column(
@@ -208,14 +238,14 @@ def _summary_table(rows: Rows, width: int) -> Table:
     return table
 
 
-def _fitting(rows: Rows, names: list[str], width: int) -> list[str]:
-    """The columns that fit, given up in the order of `_SHED`."""
+def _fitting(rows: Rows, names: list[str], width: int, shed: Sequence[str]) -> list[str]:
+    """The columns that fit, given up in the order of `shed`."""
 
     def needed(kept: list[str]) -> int:
         return sum(max([cell_len(name)] + [cell_len(row[name]) for row in rows]) + _GAP for name in kept) - _GAP
 
     kept = [name for name in names if name not in ("interval", "lost") or any(row[name] for row in rows)]
-    for name in _SHED:
+    for name in shed:
         if needed(kept) <= width:
             break
         kept = [each for each in kept if each != name]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import jinja2
 
-from reports import operators, plots, quantities
+from reports import limits, operators, plots, quantities
 from reports.comparison import compare_layers
 from reports.depth import error_by_depth
-from reports.records import CandidateRecord, RunRecord
+from reports.records import CandidateRecord, QualityRecord, RunRecord
 from reports.verification import CulpritRecord, ParityRecord
 
 _VERDICTS = {
@@ -32,6 +32,19 @@ _OUTCOMES = {
 }
 _LEVELS = {"program": "exported program", "host": "this machine", "emulator": "emulated phone"}
 _PARITY = {"passed": ("✓", "good"), "failed": ("✗", "bad"), "not run here": ("–", "quiet")}
+_FILTERS = ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant")
+_SPELLINGS = (
+    "interval",
+    "percent_interval",
+    "speedup",
+    "change",
+    "measured",
+    "measured_interval",
+    "quality_interval",
+    "quality_change",
+    "quality_change_interval",
+    "drop",
+)
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
@@ -63,6 +76,7 @@ def render(run: RunRecord) -> str:
             used_bounds={each.bound for _, candidate, _ in broken_down for each in candidate.operators[:-1]},
             plot_wide=_plot(run, points, 720, 400),
             plot_narrow=_plot(run, points, 348, 330),
+            fronted=sum(point.front for point in points) > 1,
             plotted={point.outcome for point in points},
             marker=plots.marker,
             levels=_LEVELS,
@@ -89,14 +103,15 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant"):
+    for name in _FILTERS:
         environment.filters[name] = _unbroken(getattr(quantities, name))
     environment.filters["edge_cases"] = _edge_cases
     for name in ("why", "dearest", "kind_of", "where"):
         environment.globals[name] = getattr(operators, name)
     environment.globals["bounds"] = operators.BOUND_BY
-    for name in ("interval", "percent_interval", "speedup", "change"):
+    for name in _SPELLINGS:
         environment.globals[name] = _unbroken(getattr(quantities, name))
+    environment.globals.update(spelled=_unbroken(quantities.quality), limits=limits)
     return environment
 
 
@@ -131,12 +146,12 @@ def _legible(value: object) -> object:
 
 
 def _points(run: RunRecord) -> list[plots.Point]:
-    """Every candidate with a latency and a quality of the shown metric; the two metrics never share an axis."""
-    metric = _metric(run)
+    """Every candidate with a latency and a quality of the shown metric; two metrics never share an axis."""
+    shown = _shown(run)
     points = []
     for candidate in run.probes:
         measured, quality = run.primary(candidate), candidate.quality
-        if measured is None or quality is None or quality.metric != metric or candidate.failure:
+        if measured is None or quality is None or quality.metric != shown.metric or candidate.failure:
             continue
         points.append(
             plots.Point(
@@ -144,19 +159,21 @@ def _points(run: RunRecord) -> list[plots.Point]:
                 x_ms=measured.median_ms,
                 low_ms=measured.low_ms,
                 high_ms=measured.high_ms,
-                y_percent=quality.value_percent,
-                low_percent=quality.low_percent,
-                high_percent=quality.high_percent,
+                y=quality.value,
+                y_low=quality.low,
+                y_high=quality.high,
                 outcome=candidate.verdict,
                 chosen=candidate is run.chosen,
+                front=candidate.index in run.front,
                 link=f"candidate-{candidate.index}",
             )
         )
     return points
 
 
-def _metric(run: RunRecord) -> str | None:
-    return next((probe.quality.metric for probe in reversed(run.probes) if probe.quality), None)
+def _shown(run: RunRecord) -> QualityRecord | None:
+    """The quality whose metric is plotted: the newest candidate's."""
+    return next((probe.quality for probe in reversed(run.probes) if probe.quality), None)
 
 
 def _label(run: RunRecord, candidate: CandidateRecord) -> str:
@@ -171,11 +188,14 @@ def _label(run: RunRecord, candidate: CandidateRecord) -> str:
 def _plot(run: RunRecord, points: list[plots.Point], width: int, height: int) -> str | None:
     if not points:
         return None
-    metric = _metric(run)
-    original = run.original_percent(metric)
-    floor = None
-    if run.goal.max_drop_points is not None and original is not None:
-        floor = max(0.0, original - run.goal.max_drop_points)
+    shown = _shown(run)
     return plots.latency_quality(
-        points, target_ms=run.goal.latency_ms, floor_percent=floor, metric=metric, width=width, height=height
+        points,
+        target_ms=run.goal.latency_ms,
+        floor=run.floor,
+        metric=shown.metric,
+        unit=shown.unit,
+        higher_is_better=shown.higher_is_better,
+        width=width,
+        height=height,
     )

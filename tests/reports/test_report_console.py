@@ -38,7 +38,7 @@ def play(run, mode: str, *, quiet: bool = False, stdout=None, stderr=None) -> tu
     """A whole run spoken aloud; returns what went to stdout and stderr."""
     stdout, stderr = stdout or io.StringIO(), stderr or io.StringIO()
     with Console(mode, quiet, stdout=stdout, stderr=stderr) as console:
-        console.begin(run.model, run.target, run.goal)
+        console.begin(run.model, run.targets, run.goal)
         with console.stage("calibrate") as stage:
             stage.update("500 of 2,000 samples")
         console.event("warning", text="few samples of class 7")
@@ -194,7 +194,7 @@ def test_an_encoding_without_the_signs_is_no_crash(met):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     err = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     with Console("plain", stdout=out, stderr=err) as console:
-        console.begin(met.model, met.target, met.goal)
+        console.begin(met.model, met.targets, met.goal)
         console.summary(met, Path("runs/x"))
     out.flush()
     assert b"8.31 ms" in out.buffer.getvalue()

@@ -123,7 +123,7 @@ def test_the_page_says_what_was_asked_measured_and_done(pages):
 
 
 def test_verdicts_are_words_not_only_colours(pages):
-    assert "Target not met" in pages["not met"].words and "✗ below floor" in pages["not met"].words
+    assert "Target not met" in pages["not met"].words and "✗ floor broken" in pages["not met"].words
     assert "Undecided" in pages["undecided"].words
     assert "Verification failed" in pages["failed"].words and "EXPORT_PARITY" in pages["failed"].words
     assert "The original already meets the target" in pages["base meets"].words
@@ -191,15 +191,15 @@ def test_an_edit_touches_its_site_and_what_is_under_it(site, layer, expected):
     assert touches(site, layer) is expected
 
 
-def point(label: str, x_ms: float, y_percent: float, spread: float = 0.0, **changes) -> plots.Point:
+def point(label: str, x_ms: float, value: float, spread: float = 0.0, **changes) -> plots.Point:
     return plots.Point(
         label,
         x_ms,
         x_ms * (1 - spread),
         x_ms * (1 + spread),
-        y_percent,
-        max(0.0, y_percent - 100 * spread),
-        min(100.0, y_percent + 100 * spread),
+        value,
+        max(0.0, value - 100 * spread),
+        min(100.0, value + 100 * spread),
         **{"outcome": "met", **changes},
     )
 
@@ -221,7 +221,7 @@ def label_boxes(svg: str) -> list[tuple[float, float, float, float]]:
 
 def test_labels_of_equal_points_do_not_overlap():
     svg = plots.latency_quality(
-        [point(f"#{index}", 8.0, 91.0) for index in range(5)], target_ms=8.5, floor_percent=90.0, metric="top-1"
+        [point(f"#{index}", 8.0, 91.0) for index in range(5)], target_ms=8.5, floor=90.0, metric="top-1"
     )
     boxes = label_boxes(svg)
     assert len(boxes) == 5
@@ -231,9 +231,7 @@ def test_labels_of_equal_points_do_not_overlap():
 
 
 def test_one_point_on_the_target_still_has_axes():
-    svg = plots.latency_quality(
-        [point("base", TARGET_MS, 100.0)], target_ms=TARGET_MS, floor_percent=None, metric="top-1"
-    )
+    svg = plots.latency_quality([point("base", TARGET_MS, 100.0)], target_ms=TARGET_MS, floor=None, metric="top-1")
     ticks = re.findall(r'class="tick"[^>]*>([^<]*)', svg)
     assert len(ticks) >= 4 and "100" in [tick.split(".")[0] for tick in ticks]
     assert max(float(tick) for tick in ticks) <= 100
@@ -244,11 +242,11 @@ def test_one_point_on_the_target_still_has_axes():
     st.floats(1e-3, 1e4),
     st.one_of(st.none(), st.floats(0, 100)),
 )
-def test_a_plot_is_finite_and_inside_its_frame(values, target_ms, floor_percent):
+def test_a_plot_is_finite_and_inside_its_frame(values, target_ms, floor):
     svg = plots.latency_quality(
         [point(f"#{i}", *value) for i, value in enumerate(values)],
         target_ms=target_ms,
-        floor_percent=floor_percent,
+        floor=floor,
         metric="top-1",
         width=720,
         height=400,
@@ -259,7 +257,7 @@ def test_a_plot_is_finite_and_inside_its_frame(values, target_ms, floor_percent)
 
 
 def test_plot_text_is_escaped():
-    svg = plots.latency_quality([point("<b>", 8, 90)], target_ms=8, floor_percent=None, metric='"&')
+    svg = plots.latency_quality([point("<b>", 8, 90)], target_ms=8, floor=None, metric='"&')
     assert "<b>" not in svg and "&lt;b&gt;" in svg and 'aria-label="Latency against &#34;&amp;' in svg
 
 

@@ -89,23 +89,59 @@ def test_chosen_is_the_winner_else_the_closest(runs):
     assert runs["base meets"].chosen is runs["base meets"].base
 
 
-def test_points_lost_against_the_original(runs):
-    assert runs["met"].drop_points(runs["met"].candidate(4)) == pytest.approx(0.35)
-    assert runs["no labels"].drop_points(runs["no labels"].candidate(1)) == pytest.approx(0.75)
-    assert runs["failed"].drop_points(runs["failed"].candidate(1)) is None
+def test_what_was_lost_tells_the_original_the_change_and_the_floor(runs):
+    top1 = runs["met"].candidate(4).quality
+    assert (top1.lost, top1.change, top1.original) == pytest.approx((0.35, -0.35, 91.7))
+    assert top1.change_interval == pytest.approx((-0.95, 0.25))
+    assert runs["met"].floor == pytest.approx(90.7) and runs["no labels"].floor == pytest.approx(99.0)
+    assert runs["failed"].floor == pytest.approx(90.7), "of the base alone"
+    error = runs["own metric"].candidate(2).quality
+    assert (error.lost, error.change, error.original) == pytest.approx((0.00252, 0.00252, 0.08214))
+    assert runs["own metric"].floor == pytest.approx(0.08514), "less is better: the floor is the most allowed"
+
+
+@given(st.floats(-5, 5), st.floats(0, 3), st.floats(0, 5), st.booleans())
+def test_a_loss_straddles_the_floor_exactly_when_its_interval_holds_it(lost, half, allowed, higher):
+    quality = QualityRecord(
+        metric="m",
+        value=50.0,
+        low=49.0,
+        high=51.0,
+        higher_is_better=higher,
+        samples=100,
+        evaluated_on="artifact",
+        lost=lost,
+        lost_low=lost - half,
+        lost_high=lost + half,
+    )
+    assert quality.straddles(allowed) == (lost - half <= allowed < lost + half)
+    assert (
+        (quality.value < quality.least_allowed(allowed)) == (lost > allowed) or not higher or abs(lost - allowed) < 1e-9
+    )
+
+
+def test_a_candidate_knows_what_was_measured_against_each_limit(runs):
+    run = runs["two targets"]
+    values = [run.candidate(4).against(limit).value for limit in run.goal.limits]
+    assert values == pytest.approx([8.24, 2.4 * 8.24, 1_080_000])
+    assert runs["failed"].candidate(1).against(run.goal.limits[0]) is None
+    assert run.primary(run.base).target == run.target.name and run.goal.latency_ms == 8.5
+    second = run.model_copy(update={"goal": run.goal.model_copy(update={"limits": run.goal.limits[1:]})})
+    assert second.primary(run.base).median_ms == pytest.approx(2.4 * 14.2), "the first target with a latency decides"
+    assert runs["small"].goal.latency is None and runs["small"].primary(run.base).median_ms == 14.2
 
 
 def test_wilson_interval_against_a_published_example():
     """81 of 263: Newcombe 1998 (Statistics in Medicine 17, table I) gives 0.2553 to 0.3662."""
     quality = QualityRecord.of_counts("top-1", 81, 263, "network")
-    assert quality.low_percent == pytest.approx(25.53, abs=0.005)
-    assert quality.high_percent == pytest.approx(36.62, abs=0.005)
+    assert quality.low == pytest.approx(25.53, abs=0.005)
+    assert quality.high == pytest.approx(36.62, abs=0.005)
 
 
 @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_interval_holds_the_value_and_stays_in_range(counts):
     quality = QualityRecord.of_counts("top-1", *counts, "artifact")
-    assert 0 <= quality.low_percent <= quality.value_percent <= quality.high_percent <= 100
+    assert 0 <= quality.low <= quality.value <= quality.high <= 100
 
 
 def manifest(met, file: str) -> ManifestRecord:
@@ -122,13 +158,13 @@ def manifest(met, file: str) -> ManifestRecord:
         inputs=(tensor,),
         outputs=(),
         quality=None,
-        measurement=measurements(8.31, 1_024_000)[0],
+        measurements=measurements(8.31, 1_024_000)[:1],
     )
     return ManifestRecord(
         planish_version="0.1.0",
         name="fashion",
         source_run=met.name,
-        target=met.target,
+        targets=met.targets,
         edits=("one merge",),
         tools={"litert-torch": "0.10.0"},
         artifacts=(artifact,),
