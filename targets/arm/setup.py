@@ -13,14 +13,14 @@ Tested on Debian 12; its QEMU 7.2 is a build with plugins. It needs the network 
 
 from __future__ import annotations
 
-import json
+import functools
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from targets.arm.debian import Progress, host_architecture, require_programs, unpack
+from targets import debian
 from targets.arm.parts import (
     COMPILE,
     COMPILER_PACKAGES,
@@ -32,17 +32,16 @@ from targets.arm.parts import (
     SYSROOT_PACKAGES,
     TOOL_PACKAGES,
     Emulator,
-    damage,
     emulator,
     environment_missing,
     is_ready,
-    libraries,
-    record_contents,
     require,
     wheels,
 )
 from targets.arm.qemu import run_python
 from targets.cache import exclusive, staged_directory
+from targets.debian import Progress, host_architecture, require_programs
+from targets.parts import damage, libraries, record_contents, record_versions
 from targets.profile import load_profile
 from targets.runners import artifact, ending, executorch
 
@@ -50,6 +49,8 @@ __all__ = ["ensure", "is_ready", "require"]
 
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 DISK_BYTES = 1_200_000_000
+
+unpack = functools.partial(debian.unpack, missing=environment_missing)
 
 
 def ensure(progress: Progress = lambda message: None) -> Emulator:
@@ -63,6 +64,7 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
     require_programs(
         ["gcc", "apt-get", "dpkg", "dpkg-deb"],
         "on Debian or Ubuntu: `apt-get install gcc libc6-dev`; elsewhere use a container of Debian 12",
+        environment_missing,
     )
     places = emulator()
     home = places.sysroot.parent
@@ -106,7 +108,7 @@ def _build_tools(into: Path, progress: Progress) -> None:
             if program not in keep:
                 program.unlink()
     shutil.rmtree(into / "usr/share")
-    (into / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
+    record_versions(into, versions)
     _check_runs([str(into / LLVM / "llvm-mca"), "--version"], into, "LLVM")
     if "-plugin" not in _check_runs([str(into / QEMU), "--help"], into, "QEMU"):
         raise environment_missing(
@@ -165,7 +167,7 @@ def _build_sysroot(into: Path, progress: Progress) -> None:
             "check that `python -m pip download numpy` works here, then run the set-up again",
         )
     _build_executorch_runner(into / SITE / "executorch", into.parent, progress)
-    (into / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
+    record_versions(into, versions)
 
 
 def _build_executorch_runner(package: Path, scratch: Path, progress: Progress) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy
 import pytest
 
-from targets.arm import debian, parts, setup
+from targets import debian
+from targets.arm import parts, setup
 from targets.cache import cache_root, staged_directory, write_atomic
 from targets.errors import MissingEnvironmentError
 from targets.measure import measure
+from targets.parts import CONTENTS, damage, record_contents
 from targets.profile import load_profile
 from targets.runners import executorch
 
@@ -189,7 +191,7 @@ def build_parts(*names: str) -> parts.Emulator:
         part = getattr(places, name)
         part.mkdir(parents=True)
         (part / "file").write_text("content")
-        parts.record_contents(part)
+        record_contents(part)
     return places
 
 
@@ -202,8 +204,8 @@ def only_lock_and(*kept: Path) -> set[str]:
     [
         (lambda part: (part / "file").unlink(), "1 of its 1 files are missing or have another size, file first"),
         (lambda part: (part / "file").write_text("con"), "1 of its 1 files are missing or have another size"),
-        (lambda part: (part / parts.CONTENTS).unlink(), "its list of files cannot be read"),
-        (lambda part: (part / parts.CONTENTS).write_text('{"fi'), "its list of files cannot be read"),
+        (lambda part: (part / CONTENTS).unlink(), "its list of files cannot be read"),
+        (lambda part: (part / CONTENTS).write_text('{"fi'), "its list of files cannot be read"),
     ],
 )
 def test_a_damaged_part_is_said_before_anything_runs_and_built_again(empty_cache, monkeypatch, small, harm, why):
@@ -222,13 +224,13 @@ def test_a_damaged_part_is_said_before_anything_runs_and_built_again(empty_cache
     said = []
     assert setup.ensure(said.append) == places == parts.require()
     assert "again" in said[0] and places.sysroot.name in said[0]
-    assert [path.name for path in places.sysroot.iterdir() if path.name != parts.CONTENTS] == ["new"]
+    assert [path.name for path in places.sysroot.iterdir() if path.name != CONTENTS] == ["new"]
     assert (places.tools / "file").exists(), "what was whole is kept"
 
 
 @pytest.mark.emulator
 def test_the_emulator_as_it_was_set_up_is_whole(emulator):
-    assert [parts.damage(part) for part in vars(emulator).values()] == [None] * 4
+    assert [damage(part) for part in vars(emulator).values()] == [None] * 4
 
 
 def test_a_timing_plugin_that_does_not_compile_is_quoted(empty_cache, tmp_path, monkeypatch):
