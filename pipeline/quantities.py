@@ -11,6 +11,7 @@ _FORM = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9]*)\s*")
 LATENCY_UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1000.0}
 SIZE_UNITS = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 DURATION_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+AGE_UNITS = {**DURATION_UNITS, "d": 86400.0, "w": 604800.0}
 
 
 def parse_latency(text: str, name: str = "latency") -> tuple[float | None, float | None]:
@@ -30,6 +31,18 @@ def parse_size(text: str, name: str = "size") -> tuple[float | None, float | Non
     """`3MB` -> (3e6, None) bytes; `60%` -> (None, 0.6), a share of the original's. UsageError SIZE_UNIT, SIZE_VALUE."""
     value, unit = _split(text, name, [*SIZE_UNITS, "%"], "3MB")
     return (None, value / 100) if unit == "%" else (value * SIZE_UNITS[unit], None)
+
+
+def parse_bytes(text: str, name: str) -> float:
+    """`10GB` -> 1e10 bytes. UsageError <NAME>_UNIT or <NAME>_VALUE; zero is a value."""
+    value, unit = _split(text, name, [*SIZE_UNITS], "10GB", zero=True)
+    return value * SIZE_UNITS[unit]
+
+
+def parse_age(text: str, name: str) -> float:
+    """`30d` -> 2592000.0 seconds. UsageError <NAME>_UNIT or <NAME>_VALUE; zero is a value."""
+    value, unit = _split(text, name, [*AGE_UNITS], "30d", zero=True)
+    return value * AGE_UNITS[unit]
 
 
 def parse_drop(text: str) -> tuple[float | None, float | None]:

@@ -36,8 +36,8 @@ EVENTS = "events.ndjson"
 class RunDirectory:
     """One run. Use `create` or `resume`, then `stage` for every step."""
 
-    def __init__(self, root: Path, lock: IO[str], store: Store) -> None:
-        self.root, self.store = root, store
+    def __init__(self, root: Path, lock: IO[str], store: Store, publishes: bool = True) -> None:
+        self.root, self.store, self.publishes = root, store, publishes
         self._lock = lock
         self._fetched: set[str] = set()  # stages just taken from the store
         self._warned = False
@@ -45,8 +45,11 @@ class RunDirectory:
             shutil.rmtree(leftover, ignore_errors=True)
 
     @classmethod
-    def create(cls, root: Path, recipe_toml: str) -> RunDirectory:
+    def create(cls, root: Path, recipe_toml: str, *, publishes: bool = True) -> RunDirectory:
         """A new run in `root`, which must be empty or absent, or hold a run that ended before its first candidate.
+
+        Args:
+            publishes: whether what it makes is put into the store; without, the store is only read.
 
         Raises:
             UsageError: RUN_EXISTS, OUTPUT_NOT_EMPTY. MissingEnvironmentError: RUN_BUSY, OUTPUT_UNWRITABLE, DISK_FULL.
@@ -71,7 +74,7 @@ class RunDirectory:
             root.mkdir(parents=True, exist_ok=True)
             lock = take_run(root)
             write_atomic(root / RECIPE, recipe_toml)
-        return cls(root, lock, shared_store())
+        return cls(root, lock, shared_store(), publishes)
 
     @classmethod
     def resume(cls, root: Path) -> RunDirectory:
@@ -99,14 +102,15 @@ class RunDirectory:
         with contextlib.ExitStack() as turn:
             mark = self._own(name, key)
             if mark is None and shared:
-                self._take_turn(turn, name, key)
+                if self.publishes:
+                    self._take_turn(turn, name, key)
                 mark = self._from_store(name, key)
             if mark is not None:
                 self.event("stage", stage=name, cached="store" if name in self._fetched else "run")
                 self._fetched.discard(name)
                 return mark.result
             mark = self._made(name, key, make)
-            if shared:
+            if shared and self.publishes:
                 self._publish(self.root / name, mark)
         self.event("stage", stage=name, cached=False, seconds=mark.seconds)
         return mark.result

@@ -1,0 +1,102 @@
+"""`planish status`: what runs are doing, or how they ended."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cli.speaking import speaking
+from pipeline.store.condition import Condition, condition_of, runs_under
+from reports import quantities
+from reports.console import Console
+from reports.limits import QUANTITIES, SIGNS
+from reports.streams import printable
+
+RUNS = Path("runs")
+
+
+@click.command("status")
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@speaking
+def command(run: Path | None, console: Console) -> None:
+    """Say what RUN is doing or how it ended; without it, all runs in ./runs."""
+    if run is not None:
+        condition = condition_of(run)
+        console.result(_one(condition), run=condition.to_json())
+        return
+    found = [condition_of(path) for path in runs_under(RUNS)]
+    human = [_all(found)] if found else [Text(f"there are no runs in {RUNS}")]
+    console.result(human, runs=[condition.to_json() for condition in found])
+
+
+def _one(condition: Condition) -> list[Text | Table]:
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    rows = [("state", f"{condition.state}: {printable(condition.what)}" if condition.what else condition.state)]
+    if condition.state == "killed":
+        rows.append(("", "its process is gone, and it did not end"))
+    if condition.began is not None:
+        rows.append(("began", _ago(condition.began)))
+    rows += [("heard of", _ago(condition.heard)), ("goal", _goal(condition))]
+    if condition.resume:
+        rows.append(("go on with", condition.resume))
+    if (report := condition.directory / "report.html").exists() and condition.state == "done":
+        rows.append(("report", str(report)))
+    for row in rows:
+        facts.add_row(*row)
+    return [facts, *([Text(), _candidates(condition)] if condition.candidates else [])]
+
+
+def _candidates(condition: Condition) -> Table:
+    table = Table("candidate", *map(_about, condition.candidates[0]["outcomes"]), "verdict", box=None, pad_edge=False)
+    for each in condition.candidates:
+        found = [quantities.measured(outcome["value"], outcome["unit"]) for outcome in each["outcomes"]]
+        table.add_row("original" if each["index"] == 0 else str(each["index"]), *found, _verdict(each))
+    return table
+
+
+def _all(found: list[Condition]) -> Table:
+    table = Table("run", "state", "heard of", "goal", "candidates", "last", "what", box=None, pad_edge=False)
+    for each in found:
+        last = each.candidates[-1] if each.candidates else None
+        table.add_row(
+            str(each.directory),
+            each.state,
+            _ago(each.heard),
+            _goal(each),
+            str(len([candidate for candidate in each.candidates if candidate["index"]])),
+            _last(last) if last else quantities.MISSING,
+            printable(each.what),
+        )
+    return table
+
+
+def _goal(condition: Condition) -> str:
+    parts = [f"{_about(vars(limit))} ≤ {limit.text}" for limit in condition.limits]
+    if condition.max_drop is not None:
+        parts.append(f"at most {condition.max_drop} lost")
+    return ", ".join(parts) or "its recipe cannot be read"
+
+
+def _about(limit: dict[str, Any]) -> str:
+    """`pixel-4-cpu median`, `size`."""
+    return " ".join(filter(None, (limit["target"], QUANTITIES[limit["quantity"]])))
+
+
+def _last(candidate: dict[str, Any]) -> str:
+    first = candidate["outcomes"][0]
+    return f"{quantities.measured(first['value'], first['unit'])} {_verdict(candidate)}"
+
+
+def _verdict(candidate: dict[str, Any]) -> str:
+    return f"{SIGNS[candidate['verdict']]} {candidate['verdict']}"
+
+
+def _ago(then: datetime) -> str:
+    """`2 min 10 s ago`, and the date of what is older than a day."""
+    seconds = max(0.0, (datetime.now(UTC) - then).total_seconds())
+    return f"{quantities.duration(seconds)} ago" if seconds < 86400 else f"{then.astimezone():%Y-%m-%d %H:%M}"
