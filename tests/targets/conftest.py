@@ -36,6 +36,12 @@ def write_artifact(
 
 
 @pytest.fixture(scope="session")
+def writer():
+    """`write_artifact`, for networks of a test's own."""
+    return write_artifact
+
+
+@pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """format -> (artifact, inputs) of a network of two convolutions, three samples."""
     folder = tmp_path_factory.mktemp("artifacts")

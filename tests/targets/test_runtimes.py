@@ -13,6 +13,7 @@ from targets.arm.qemu import run_python
 from targets.explain import explain
 from targets.measure import Measurement, measure, measure_many
 from targets.operators import RUNTIME
+from targets.peak_memory import peak_memory
 from targets.profile import Profile, list_profiles, load_profile
 from targets.runners import emulator as emulator_runner
 from targets.runners import host
@@ -70,6 +71,18 @@ def test_every_runtime_computes_the_network(artifacts, tmp_path, format):
         else:
             distance = numpy.abs(dequantised(outputs) - dequantised(expected)).max()
             assert 0 < distance < 0.3, "int8 is near the network, and is not the network"
+
+
+@pytest.mark.slow
+@pytest.mark.export
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_runtime_needs_less_memory_for_int8(artifacts, format):
+    fp32, int8 = (
+        peak_memory(artifacts / f"{precision}.{format}", format, artifacts / f"{format}.npz", children=2)
+        for precision in ("fp32", "int8")
+    )
+    assert (artifacts / f"int8.{format}").stat().st_size < int8.bytes < fp32.bytes
+    assert fp32.high_bytes - fp32.low_bytes <= 256 * 1024  # what the kernel may not have added up yet
 
 
 @pytest.mark.slow
