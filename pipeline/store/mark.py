@@ -19,6 +19,7 @@ from pipeline.store.keys import content_key
 
 MARK = ".stage.json"
 READ_ONLY = 0o444
+NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class DamagedError(Exception):
@@ -84,7 +85,7 @@ def read_mark(directory: Path) -> Mark | None:
     """The mark of a directory; None where there is none. DamagedError where it is not as it was written."""
     try:
         text = (directory / MARK).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    except NO_FILE:
         return None
     try:
         fields = json.loads(text)
@@ -104,7 +105,7 @@ def require_intact(directory: Path, mark: Mark) -> None:
         path = directory / name
         try:
             facts = path.stat()
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except NO_FILE as error:
             raise DamagedError(f"{name} is missing") from error
         if facts.st_size != file.bytes:
             raise DamagedError(f"{name} has {facts.st_size} bytes, it was made with {file.bytes}")
@@ -123,7 +124,7 @@ def transfer(source: Path, target: Path, mark: Mark) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _link(source / name, path)
-        except FileNotFoundError as error:
+        except NO_FILE as error:
             raise DamagedError(f"{name} is missing") from error
     mark.write(target)
 
@@ -131,7 +132,7 @@ def transfer(source: Path, target: Path, mark: Mark) -> None:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except FileNotFoundError:
+    except NO_FILE:
         raise
     except OSError:  # another file system, or one without links, or the most links a file can have
         shutil.copy2(source, target)
