@@ -13,17 +13,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TextIO
 
 import rich.console
-from pydantic_core import to_jsonable_python
 from rich.live import Live
 from rich.text import Text
 
 from reports import quantities
+from reports.events import stream_event
+from reports.matrix import MatrixRecord, matrix_summary
 from reports.records import CandidateRecord, GoalRecord, RunRecord, TargetRecord
 from reports.streams import Stream, printable
 from reports.tables import goal_line, probe_line, probe_table, summary
@@ -83,6 +84,7 @@ class Console:
         self._probes: list[CandidateRecord] = []
         self._stages: list[Stage] = []
         self._live: Live | None = None
+        self._silent = True  # no event was printed yet
 
     def __enter__(self) -> Self:
         return self
@@ -111,19 +113,18 @@ class Console:
         self._goal = goal
         self.event("begin", text=goal_line(targets, goal), model=model, targets=targets, goal=goal)
 
-    def event(self, kind: str, **fields: object) -> None:
-        """Something happened. People read `text` where it is given, else the fields; JSON carries every field.
+    def event(self, kind: Literal["begin", "note", "warning"], *, text: str, **fields: object) -> None:
+        """Something happened: a `note`, or a `warning`, which is shown even when quiet. People read its `text`.
 
-        The kind `warning` is shown even when quiet.
+        The kinds and their fields are those of `reports.events`.
         """
         if self.quiet and kind != "warning":
             return
         if self.mode == "json":
-            self._emit(kind, fields)
+            self._emit(kind, {"text": text, **fields})
             return
-        said = str(fields.get("text", " ".join(f"{name}={value}" for name, value in fields.items())))
-        label = "" if "text" in fields and kind != "warning" else f"{kind}: "
-        self._say(Text.assemble((label, "yellow" if kind == "warning" else "dim"), printable(said)))
+        label = "warning: " if kind == "warning" else ""
+        self._say(Text.assemble((label, "yellow"), printable(text)))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -153,7 +154,18 @@ class Console:
 
     def summary(self, run: RunRecord, directory: Path) -> None:
         """The end of a run, on stdout."""
-        self.result(summary(run, directory, self._data.width), directory=directory, run=run)
+        self.result(
+            summary(run, directory, self._data.width), directory=directory, report=directory / "report.json", run=run
+        )
+
+    def matrix_summary(self, record: MatrixRecord, directory: Path) -> None:
+        """The end of a fit with one run a target, on stdout."""
+        self.result(
+            matrix_summary(record, directory, self._data.width),
+            directory=directory,
+            report=directory / "report.json",
+            matrix=record,
+        )
 
     def result(self, human: Sequence[rich.console.RenderableType], **fields: object) -> None:
         """What the command was asked for, on stdout: `human` as text, or `fields` as the last JSON event."""
@@ -217,10 +229,9 @@ class Console:
         self._talk.print(line, soft_wrap=self.mode == "plain")
 
     def _emit(self, kind: str, fields: Mapping[str, object]) -> None:
-        event = {"event": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        plain = to_jsonable_python(event, serialize_unknown=True, inf_nan_mode="null")
-        self._out.write(json.dumps(plain, allow_nan=False) + "\n")
+        self._out.write(json.dumps(stream_event(kind, fields, first=self._silent), allow_nan=False) + "\n")
         self._out.flush()
+        self._silent = False
 
     def _refresh(self) -> None:
         if self._live is None:

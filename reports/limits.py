@@ -43,4 +43,4 @@ def uncertainty(quality: QualityRecord, max_drop: float | None) -> str:
     """What the samples cannot tell: whether the floor is kept. Empty where they can."""
     if max_drop is None or not quality.straddles(max_drop):
         return ""
-    return f"within what {quality.samples:,} samples can tell"
+    return f"the floor is within what {quality.samples:,} samples can tell"

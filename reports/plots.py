@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -136,7 +137,7 @@ def latency_quality(
     if floor is not None:
         name = f"{'floor' if higher_is_better else 'at most'} {quality(floor, unit)}"
         parts += _floor(y(floor), name, left, right, top, bottom, taken)
-    parts.append(_front(points, x, y))
+    parts.append(_front(points, x, y, taken))
     for each in points:
         parts.append(_whiskers(each, x, y))
     for each in sorted(points, key=lambda each: each.chosen):
@@ -210,13 +211,16 @@ def _floor(
     ]
 
 
-def _front(points: Sequence[Point], x: _Axis, y: _Axis) -> str:
-    """The best quality reached at each latency, as steps from one point of the front to the next slower one."""
-    first, *others = sorted((each for each in points if each.front), key=lambda each: each.x_ms) or [None]
-    if not others:
+def _front(points: Sequence[Point], x: _Axis, y: _Axis, taken: list[_Box]) -> str:
+    """The best quality reached at each latency: steps from a point of the front to the next slower one."""
+    corners = [(x(each.x_ms), y(each.y)) for each in sorted(points, key=lambda each: each.x_ms) if each.front]
+    if len(corners) < 2:
         return ""
-    steps = "".join(f"H{x(each.x_ms):.1f}V{y(each.y):.1f}" for each in others)
-    return f'<path class="front" d="M{x(first.x_ms):.1f} {y(first.y):.1f}{steps}"/>'
+    steps = "".join(f"H{across:.1f}V{up:.1f}" for across, up in corners[1:])
+    for (left, level), (right, next_level) in pairwise(corners):
+        taken.append(_Box(left, level - 1, right, level + 1))
+        taken.append(_Box(right - 1, min(level, next_level), right + 1, max(level, next_level)))
+    return f'<path class="front" d="M{corners[0][0]:.1f} {corners[0][1]:.1f}{steps}"/>'
 
 
 def _whiskers(point: Point, x: _Axis, y: _Axis) -> str:

@@ -77,8 +77,8 @@ def quality_change(delta: float | None, unit: str) -> str:
 
 
 def drop(lost: float, unit: str) -> str:
-    """What of the quality was or may be lost, without a sign: `1.00 pt`."""
-    return f"{lost:.2f} pt" if unit == "%" else significant(lost, 4)
+    """What of the quality was or may be lost: `1.00 pt`."""
+    return f"{lost:.2f} pt" if unit == "%" else f"{lost:.4g}"
 
 
 def quality_change_interval(low: float, high: float, unit: str) -> str:
@@ -88,7 +88,7 @@ def quality_change_interval(low: float, high: float, unit: str) -> str:
 
 
 def _signed(delta: float) -> str:
-    return "±0" if delta == 0 else significant(delta, 4) if delta < 0 else f"+{significant(delta, 4)}"
+    return "±0" if delta == 0 else significant(delta) if delta < 0 else f"+{significant(delta)}"
 
 
 def measured(value: float | None, unit: str) -> str:

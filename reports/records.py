@@ -184,6 +184,7 @@ class FailureRecord(Record):
 
 Quantity = Literal["latency", "p90", "size", "memory"]
 Unit = Literal["ms", "B"]
+Verdict = Literal["met", "not-met", "undecided", "verification-failed"]
 
 
 class OutcomeRecord(Record):
@@ -340,7 +341,7 @@ class RunRecord(VersionedRecord):
     data: str
     targets: Annotated[tuple[TargetRecord, ...], Field(min_length=1)]
     goal: GoalRecord
-    verdict: Literal["met", "not-met", "undecided", "verification-failed"]
+    verdict: Verdict
     floor_kept: bool | None = None
     exit_code: int
     headline: str

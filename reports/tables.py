@@ -16,7 +16,7 @@ from reports.streams import printable
 _GAP = 2
 _STYLES = {"base": "dim", "met": "green", "above": "red", "undecided": "yellow", "failed": "bold red"}
 _SIGNS = {"base": "■", "failed": "✕", **limits.SIGNS}
-_VERDICTS = {
+VERDICTS = {
     "met": ("met", "bold green"),
     "not-met": ("not met", "bold red"),
     "undecided": ("undecided", "bold yellow"),
@@ -71,7 +71,7 @@ def probe_table(probes: Sequence[CandidateRecord], goal: GoalRecord | None, widt
             }
         )
     names = ["#", "budget", "predicted", first, "interval", *others, "vs target", "quality", "lost", "verdict"]
-    names = _fitting(rows, names, width, (*_SHED, *reversed(others), _LAST))
+    names = fitting(rows, names, width, (*_SHED, *reversed(others), _LAST))
     table = Table(
         box=None,
         padding=(0, _GAP, 0, 0),
@@ -102,6 +102,11 @@ def _measured(probe: CandidateRecord, limit: LimitRecord) -> str:
 def _change(probe: CandidateRecord) -> str:
     quality = probe.quality
     return "" if quality is None or quality.change is None else quantities.quality_change(quality.change, quality.unit)
+
+
+def _change_with_interval(probe: CandidateRecord) -> str:
+    interval, unit = probe.quality.change_interval, probe.quality.unit
+    return _change(probe) + (f" {quantities.quality_change_interval(*interval, unit)}" if interval else "")
 
 
 def probe_line(probe: CandidateRecord, goal: GoalRecord | None) -> str:
@@ -137,18 +142,23 @@ def goal_line(targets: Sequence[TargetRecord], goal: GoalRecord) -> str:
 
 def summary(run: RunRecord, directory: Path, width: int) -> list[Table | Text]:
     """The end of a run: verdict, before and after, where the artifacts are, what to run next."""
-    word, style = _VERDICTS[run.verdict]
+    word, style = VERDICTS[run.verdict]
     lines: list[Table | Text] = [Text.assemble((f"{word}: " if run.headline else word, style), printable(run.headline))]
     rows = _summary_rows(run)
     if rows:
         lines += [Text(), _summary_table(rows, width)]
     if run.verdict == "not-met" and run.best is not None:
         lines.append(Text(f"candidate {run.best} is the closest and is kept", style="dim"))
+    if run.chosen and run.chosen.quality and (doubt := limits.uncertainty(run.chosen.quality, run.goal.max_drop)):
+        lines.append(Text(doubt, style="dim"))
+    if run.advice:
+        lines.append(Text())
+        lines += [Text.assemble((printable(each.option), "bold"), f"  {printable(each.text)}") for each in run.advice]
     lines.append(Text())
     if run.chosen:
-        lines += [_place(each.format, directory / each.file) for each in run.chosen.exports]
-    lines.append(_place("report", directory / "report.html"))
-    lines.append(_place("next", printable(run.next_command or f"open {directory / 'report.html'}")))
+        lines += [place(each.format, directory / each.file) for each in run.chosen.exports]
+    lines.append(place("report", directory / "report.html"))
+    lines.append(place("next", printable(run.next_command or f"open {directory / 'report.html'}")))
     return lines
 
 
@@ -179,7 +189,7 @@ def _summary_rows(run: RunRecord) -> Rows:
                 "before": quantities.quality(quality.original, quality.unit),
                 "after": quantities.quality(quality.value, quality.unit) if moved else "",
                 "interval": quantities.quality_interval(quality.low, quality.high, quality.unit) if moved else "",
-                "change": _change(chosen) if moved else "",
+                "change": _change_with_interval(chosen) if moved else "",
             }
         )
     rows.append(
@@ -223,7 +233,7 @@ def _limit_row(run: RunRecord, limit: LimitRecord, moved: CandidateRecord | None
 
 def _summary_table(rows: Rows, width: int) -> Table:
     names = ["", "before", "after", "interval", "change"] if any(row["after"] for row in rows) else ["", "before"]
-    names = _fitting(rows, names, width, (*_SHED, _LAST))
+    names = fitting(rows, names, width, (*_SHED, _LAST))
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
     for name in names:
         table.add_column(
@@ -238,7 +248,7 @@ def _summary_table(rows: Rows, width: int) -> Table:
     return table
 
 
-def _fitting(rows: Rows, names: list[str], width: int, shed: Sequence[str]) -> list[str]:
+def fitting(rows: Rows, names: list[str], width: int, shed: Sequence[str]) -> list[str]:
     """The columns that fit, given up in the order of `shed`."""
 
     def needed(kept: list[str]) -> int:
@@ -252,6 +262,6 @@ def _fitting(rows: Rows, names: list[str], width: int, shed: Sequence[str]) -> l
     return kept
 
 
-def _place(label: str, what: object) -> Text:
-    """A line to copy from: never wrapped."""
+def place(label: str, what: object) -> Text:
+    """Where something is: a line to copy from: never wrapped."""
     return Text.assemble((f"{label:<9} ", "dim"), str(what), no_wrap=True)

@@ -14,6 +14,7 @@ import jinja2
 from reports import limits, operators, plots, quantities
 from reports.comparison import compare_layers
 from reports.depth import error_by_depth
+from reports.matrix import MatrixRecord
 from reports.records import CandidateRecord, QualityRecord, RunRecord
 from reports.verification import CulpritRecord, ParityRecord
 
@@ -82,6 +83,21 @@ def render(run: RunRecord) -> str:
             levels=_LEVELS,
             verdict_sign={verdict: sign for verdict, (sign, _) in _PARITY.items()},
             verdict_class={verdict: look for verdict, (_, look) in _PARITY.items()},
+        )
+    )
+
+
+def render_matrix(record: MatrixRecord) -> str:
+    """The page over the runs of several targets, as HTML text (UTF-8); it links to theirs."""
+    return (
+        _environment()
+        .get_template("matrix.html.jinja")
+        .render(
+            matrix=record,
+            met=len(record.met) == len(record.rows),
+            verdicts=_VERDICTS,
+            names=[row.target.name for row in record.rows],
+            signs=limits.SIGNS,
         )
     )
 

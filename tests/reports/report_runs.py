@@ -6,6 +6,7 @@ import hashlib
 import math
 from datetime import UTC, datetime
 
+from reports.matrix import MatrixCellRecord, MatrixRecord, MatrixRowRecord
 from reports.records import (
     AdviceRecord,
     CandidateRecord,
@@ -408,7 +409,7 @@ SIZE = LimitRecord(quantity="size", target=None, limit=1_111_872.0, unit="B", as
 
 def on_two(candidate: CandidateRecord, size_bytes: int) -> CandidateRecord:
     """The candidate measured on both targets, the second one 2.4 times slower, and judged by three limits."""
-    first = candidate.measurement("tflite")
+    first = candidate.measurement("tflite").model_copy(update=dict(bytes=size_bytes))
     second = first.model_copy(
         update=dict(
             target=PI.name,
@@ -423,7 +424,7 @@ def on_two(candidate: CandidateRecord, size_bytes: int) -> CandidateRecord:
     verdict = next(each for each in ("above", "undecided", "met") if each in verdicts)
     return candidate.model_copy(
         update=dict(
-            measurements=(*candidate.measurements, second),
+            measurements=(first, *candidate.measurements[1:], second),
             outcomes=outcomes,
             verdict="base" if candidate.index == 0 else verdict,
             margin_percent=max(each.margin_percent for each in outcomes),
@@ -651,3 +652,53 @@ def all_runs() -> dict[str, RunRecord]:
             warnings=("javascript:alert(1)",),
         ),
     }
+
+
+def matrix(*, alone: bool = True) -> MatrixRecord:
+    """An artifact for each of two targets; that of the second one is too slow for the first, unless it serves both."""
+    across_ms = 8.05 if alone else 9.7
+
+    def row(target: TargetRecord, limit: LimitRecord, took: str, correct: int, size_bytes: int) -> MatrixRowRecord:
+        return MatrixRowRecord(
+            target=target,
+            limits=(limit,),
+            directory=target.name,
+            verdict="met",
+            exit_code=0,
+            headline=f"{took} on {target.title}.",
+            winner=3,
+            format="tflite",
+            file="candidates/03/tflite/model.tflite",
+            bytes=size_bytes,
+            sha256=hashlib.sha256(target.name.encode()).hexdigest(),
+            quality=quality(correct),
+        )
+
+    def cell(artifact: TargetRecord, target: TargetRecord, took_ms: float, limit: LimitRecord) -> MatrixCellRecord:
+        judged = outcome(limit, took_ms)
+        return MatrixCellRecord(
+            artifact=artifact.name,
+            target=target.name,
+            median_ms=took_ms,
+            low_ms=judged.low,
+            high_ms=judged.high,
+            verdict=judged.verdict,
+        )
+
+    return MatrixRecord(
+        planish_version="0.1.0",
+        name="fashion-two",
+        model="examples/fashion/model.py:trained",
+        rows=(
+            row(PIXEL, MEDIAN, "8.31 ms", 1827, 1_024_000),
+            row(PI, ON_PI, "19.6 ms", 1820 if alone else 1831, 1_201_000),
+        ),
+        cells=(
+            cell(PIXEL, PIXEL, 8.31, MEDIAN),
+            cell(PIXEL, PI, 20.6 if alone else 16.9, ON_PI),
+            cell(PI, PIXEL, across_ms, MEDIAN),
+            cell(PI, PI, 19.6, ON_PI),
+        ),
+        command="planish fit model.py:trained --target pixel-4-cpu --latency 8.5ms --target raspberry-pi-4 "
+        "--latency 20ms --per-target",
+    )

@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from report_runs import matrix
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.table import Table
 
 from reports import console as console_module
 from reports.console import Console, suitable_mode
-from reports.tables import probe_table, summary
+from reports.events import EVENTS_VERSION, STREAM
+from reports.tables import goal_line, probe_line, probe_table, summary
 from targets.errors import VerificationError
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +45,7 @@ def play(run, mode: str, *, quiet: bool = False, stdout=None, stderr=None) -> tu
         with console.stage("calibrate") as stage:
             stage.update("500 of 2,000 samples")
         console.event("warning", text="few samples of class 7")
-        console.event("cache", hits=3)
+        console.event("note", text="3 stages were kept")
         for probe in run.probes:
             with console.stage(f"probe {probe.index}"), console.stage("measure"):
                 pass
@@ -59,15 +62,18 @@ def test_json_is_one_event_a_line_and_the_last_is_the_result(runs, quiet):
         assert err == "" and out.isascii()
         assert [event["event"] for event in events].count("result") == 1
         assert events[-1]["event"] == "result" and events[-1]["directory"] == "runs/x"
-        assert events[-1]["run"] == json.loads(run.to_json())
+        assert events[-1]["run"] == json.loads(run.to_json()) and events[-1]["report"] == "runs/x/report.json"
+        assert [event.get("schema") for event in events] == [EVENTS_VERSION] + [None] * (len(events) - 1)
+        for event in events:
+            STREAM.validate_python(event)
         kinds = {event["event"] for event in events}
-        assert kinds == ({"warning", "result"} if quiet else {"begin", "stage", "warning", "cache", "probe", "result"})
+        assert kinds == ({"warning", "result"} if quiet else {"begin", "stage", "warning", "note", "probe", "result"})
 
 
 def test_json_events_carry_their_fields_and_no_infinity():
     out = io.StringIO()
     console = Console("json", stdout=out, stderr=io.StringIO())
-    console.event("note", path=Path("a/b"), worst=float("nan"), names=("x", "y"))
+    console.result([], path=Path("a/b"), worst=float("nan"), names=("x", "y"))
     event = json.loads(out.getvalue(), parse_constant=lambda constant: pytest.fail(constant))
     assert (event["path"], event["worst"], event["names"]) == ("a/b", None, ["x", "y"])
 
@@ -180,6 +186,61 @@ def test_tables_fit_the_width_without_cutting_a_number(runs, width):
             assert f"{measured.median_ms:.3g}" in text
 
 
+def test_every_limit_has_a_column_that_a_narrow_terminal_gives_up_before_the_worst_margin(runs):
+    run = runs["two targets"]
+    wide, narrow = (probe_table(run.probes, run.goal, width) for width in (140, 44))
+    heads = [str(column.header) for column in wide.columns]
+    assert heads[3:8] == ["pixel-4-cpu", "", "raspberry-pi-4", "size", "vs target"]
+    assert [list(wide.columns[index].cells)[1].plain for index in (5, 6, 7)] == ["20.2 ms", "1.14 MB", "2.5 % over"]
+    assert [str(column.header) for column in narrow.columns] == ["#", "pixel-4-cpu", "vs target", "verdict"]
+
+
+def test_lines_say_every_limit_and_what_was_measured_against_it(runs):
+    run = runs["two targets"]
+    assert goal_line(run.targets, run.goal) == (
+        "pixel-4-cpu median ≤ 8.50 ms · raspberry-pi-4 median ≤ 20.0 ms · size ≤ 1.11 MB (60% of the original) · "
+        "at most 1.00 pt of quality lost · tflite decides"
+    )
+    assert (
+        "pixel-4-cpu 8.24 ms [8.22, 8.26], raspberry-pi-4 19.8 ms, size 1.08 MB, 1.1 % under, top-1 91.35 % (−0.35 pt)"
+        in probe_line(run.candidate(4), run.goal)
+    )
+    one = runs["met"]
+    assert goal_line(one.targets, one.goal).startswith(
+        "target Google Pixel 4, CPU · median ≤ 8.50 ms · at most 1.00 pt"
+    )
+
+
+def test_a_metric_of_the_users_has_four_digits_and_no_percent(runs):
+    run = runs["own metric"]
+    out, err = play(run, "plain")
+    assert "pose error 0.08466 (+0.00252), met" in err and "at most 0.003 of quality lost" in err
+    assert re.search(
+        r"pose error +0\.08214 +0\.08466 +\[0\.08156, 0\.08796\] +\+0\.00252 \[\+0\.00132, \+0\.00372\]", out
+    )
+    assert "%" not in re.search(r"pose error.*", out).group()
+
+
+def test_the_summary_says_what_each_knob_would_buy_and_what_the_samples_cannot_tell(runs):
+    out, _ = play(runs["floor broken"], "plain")
+    assert "--max-drop 1.4pt  Candidate 2 is handed over as it is." in out
+    assert "the floor is within what 2,000 samples can tell" in out
+    assert "samples can tell" not in play(runs["base meets"], "plain")[0]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_matrix_of_targets_is_summed_up(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = io.StringIO()
+    Console("plain", stdout=out, stderr=io.StringIO()).matrix_summary(matrix(), Path("runs/two"))
+    said = out.getvalue()
+    assert said.startswith("2 of 2 targets met, by 2 artifacts.\n")
+    assert "▲ 20.6 ms" in said and "● 8.05 ms" in said and "…" not in said
+    assert ("1.20 MB" in said, "91.00 %" in said) == (width > 40, width > 40)
+    assert "runs/two/raspberry-pi-4/candidates/03/tflite/model.tflite" in said
+    assert "runs/two/raspberry-pi-4/report.html" in said and said.rstrip().endswith("runs/two/report.html")
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_summary_tables_fit(runs, width):
     for run in runs.values():
@@ -205,7 +266,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(mode, tmp_path):
     script = (
         "import sys; from reports.console import Console\n"
         f"console = Console({mode!r})\n"
-        "for step in range(20_000): console.event('step', number=step)\n"
+        "for step in range(20_000): console.event('note', text=f'step {step}')\n"
         "console.close(); open(sys.argv[1], 'w').write('finished')\n"
     )
     reader, writer = os.pipe()

@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import TARGET_MS, all_runs, parity
+from report_runs import TARGET_MS, all_runs, outcome, parity
 
 from reports import plots
 from reports.comparison import compare_layers, touches
 from reports.html.render import render, render_failed
+from reports.records import LimitRecord
 from reports.verification import BlockErrorRecord, CulpritRecord
 
 VOID = {"meta", "br", "input", "line", "path", "circle", "img", "link"}
@@ -128,6 +129,103 @@ def test_verdicts_are_words_not_only_colours(pages):
     assert "Verification failed" in pages["failed"].words and "EXPORT_PARITY" in pages["failed"].words
     assert "The original already meets the target" in pages["base meets"].words
     assert "Agreement with the original" in pages["no labels"].words
+
+
+def test_every_limit_is_shown_for_every_candidate_where_there_are_several(pages, runs):
+    words = pages["two targets"].words
+    assert "Targets and limits # pixel-4-cpu ≤ 8.50 ms raspberry-pi-4 ≤ 20.0 ms size ≤ 1.11 MB" in words
+    for row in (
+        "base 14.2 ms [14.16, 14.24] ▲ 67 % over 34.1 ms [34.0, 34.2] ▲ 70 % over 1.85 MB ▲ 67 % over",
+        "3 8.34 ms [8.31, 8.37] ● 1.9 % under 20.0 ms [20.0, 20.1] ◆ 0.08 % over 1.09 MB ● 2 % under",
+        "4 winner 8.24 ms",
+    ):
+        assert row in words, row
+    assert "Raspberry Pi 4" in words and "Latency on pixel-4-cpu" in words and "Worst margin" in words
+    assert "tflite decides pixel-4-cpu" in words and "2.9 % under the limit of 1.11 MB" in words
+    titles = [attributes["title"] for tag, attributes in pages["two targets"].tags if "title" in attributes]
+    assert titles == ["the interval straddles the limit"]
+    assert not [name for name in runs if name != "two targets" and "Targets and limits" in pages[name].words]
+
+
+def test_a_limit_on_the_size_alone_is_judged_on_its_card(pages):
+    assert "Asked size ≤ 1.11 MB (60% of the original)" in pages["small"].words
+    assert "7.9 % under the limit of 1.11 MB. −45 % (tflite)." in pages["small"].words
+    assert 'class="target-name"' not in render(all_runs()["small"])
+
+
+@pytest.mark.parametrize(
+    ("quantity", "unit", "limit", "heading", "said"),
+    [
+        ("p90", "ms", 9.0, "90th percentile", "15.0 ms → 8.80 ms 2.2 % under the limit of 9.00 ms, interval"),
+        ("memory", "B", 9e6, "Peak memory", "15.0 MB → 8.80 MB 2.2 % under the limit of 9.00 MB, interval"),
+    ],
+)
+def test_a_limit_that_no_other_card_shows_has_one(runs, quantity, unit, limit, heading, said):
+    asked = LimitRecord(quantity=quantity, target="pixel-4-cpu", limit=limit, unit=unit, asked="")
+    scale = 1e6 if unit == "B" else 1.0
+    run = runs["met"]
+
+    def judged(candidate, value):
+        return candidate.model_copy(update={"outcomes": (outcome(asked, value * scale),)})
+
+    changes = {
+        "goal": run.goal.model_copy(update={"limits": (asked,)}),
+        "base": judged(run.base, 15.0),
+        "candidates": (judged(run.candidate(4), 8.8),),
+        "front": (),
+    }
+    words = Page(render(run.model_copy(update=changes))).words
+    assert f"{heading} {said}" in words
+
+
+def test_a_broken_floor_is_said_at_the_top_with_what_each_knob_would_buy(pages):
+    words = pages["floor broken"].words
+    assert "The quality floor is broken : 1.40 pt of top-1 lost, at most 1.00 pt allowed" in words
+    assert "the floor is within what 2,000 samples can tell" in words
+    assert "−1.40 pt [−2.00, −0.80]" in words
+    assert "What each knob would buy latency Candidate 1 takes 9.31 ms and loses 0.25 points." in words
+    assert words.count("the original") == 0 and "--recover 20min" in words
+    links = [attributes.get("href") for tag, attributes in pages["floor broken"].tags if tag == "a"]
+    assert links.index("#candidate-1") < links.index("#candidate-0"), "advice stands above the probes"
+    for name in ("met", "not met", "own metric"):
+        assert "floor is broken" not in pages[name].words and "knob" not in pages[name].words
+
+
+def test_a_metric_of_the_users_has_no_percent_and_its_direction_is_said(pages, runs):
+    words = pages["own metric"].words
+    for said in (
+        "Pose error 0.08214 → 0.08466 +0.00252 [+0.00132, +0.00372]",
+        "95 % interval [0.08156, 0.08796], 1,500 samples, evaluated on the artifact; less is better",
+        "at most 0.003 of quality lost",
+        "0.08391 +0.00177",
+    ):
+        assert said in words, said
+    svg = render(runs["own metric"]).split("<svg")[1]
+    assert "pose error (less is better)" in svg and "at most 0.08514" in svg and "0.08466 %" not in svg
+    assert "top-1, % (more is better)" in render(runs["met"]) and "floor 90.70 %" in render(runs["met"])
+
+
+def test_the_front_is_drawn_as_steps_through_its_points(runs):
+    svg = plots.latency_quality(
+        [
+            point("base", 14.0, 92.0, front=True),
+            point("#1", 8.0, 91.0, front=True),
+            point("#2", 9.0, 90.0),
+            point("#3", 10.0, 91.5, front=True),
+        ],
+        target_ms=None,
+        floor=None,
+        metric="top-1",
+    )
+    (path,) = re.findall(r'class="front" d="([^"]*)"', svg)
+    start, *steps = [[float(n) for n in re.findall(r"[\d.]+", part)] for part in re.split("(?=H)", path)]
+    assert start[0] < steps[0][0] < steps[1][0], "from the fastest to the slowest"
+    assert start[1] > steps[0][1] > steps[1][1], "each of them better: higher on the page"
+    assert path.count("H") == path.count("V") == 2 and "target" not in svg
+    assert 'class="front"' not in plots.latency_quality(
+        [point("#1", 8.0, 91.0, front=True)], target_ms=8.5, floor=None, metric="top-1"
+    )
+    assert "Steps: the best quality" in render(runs["met"]) and "Steps:" not in render(runs["not met"])
 
 
 def test_failed_candidates_stand_open_and_nothing_is_plotted_without_points(pages):
