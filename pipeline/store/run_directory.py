@@ -40,6 +40,7 @@ class RunDirectory:
         self.root, self.store, self.publishes = root, store, publishes
         self._lock = lock
         self._fetched: set[str] = set()  # stages just taken from the store
+        self._reserved: set[str] = set()  # keys whose turn a `reserved` block has
         self._warned = False
         for leftover in root.rglob(f"{PARTIAL}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -102,8 +103,7 @@ class RunDirectory:
         with contextlib.ExitStack() as turn:
             mark = self._own(name, key)
             if mark is None and shared:
-                if self.publishes:
-                    self._take_turn(turn, name, key)
+                self._take_turn(turn, name, key)
                 mark = self._from_store(name, key)
             if mark is not None:
                 self.event("stage", stage=name, cached="store" if name in self._fetched else "run")
@@ -114,6 +114,24 @@ class RunDirectory:
                 self._publish(self.root / name, mark)
         self.event("stage", stage=name, cached=False, seconds=mark.seconds)
         return mark.result
+
+    @contextlib.contextmanager
+    def reserved(self, wanted: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+        """For stages that are made together: those that have to be made, which until the block ends no other run makes.
+
+        Args:
+            wanted: the inputs of each stage, by name.
+        """
+        keys = {name: stage_key(name, inputs) for name, inputs in wanted.items()}
+        with contextlib.ExitStack() as turn:
+            missing = [name for name, inputs in wanted.items() if not self.holds(name, inputs)]
+            for name in sorted(
+                missing, key=lambda name: keys[name]
+            ):  # in one order, so that no two wait for each other
+                self._take_turn(turn, name, keys[name])
+                self._reserved.add(keys[name])
+                turn.callback(self._reserved.discard, keys[name])
+            yield [name for name in missing if self._from_store(name, keys[name]) is None]
 
     def holds(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the stage was made from these inputs, here or in another run; from then on it is in this run."""
@@ -174,6 +192,8 @@ class RunDirectory:
 
     def _take_turn(self, turn: contextlib.ExitStack, name: str, key: str) -> None:
         """Until `turn` ends, no other run makes this."""
+        if not self.publishes or key in self._reserved:
+            return
         try:
             turn.enter_context(locked(self.store.lock(key), waiting=lambda: self.event("waiting", stage=name)))
         except OSError as error:
