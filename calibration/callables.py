@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from targets.errors import UsageError, nearest
 
-Subject = Literal["data", "model"]
-RETURNS = {"data": "the samples", "model": "the network"}
+Subject = Literal["data", "model", "metric"]
+TAKES = {"data": "no arguments", "model": "no arguments", "metric": "outputs and labels"}
+RETURNS = {"data": "the samples", "model": "the network", "metric": "a number"}
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class UserCallable:
     """A callable of the user's and where it comes from, so that its failures can name the user's own line."""
 
     reference: str
-    function: Callable[[], Any]
+    function: Callable[..., Any]
     file: str | None
     subject: Subject
 
-    def __call__(self) -> Any:
-        """Calls the function without arguments; `UsageError` DATA_CALLABLE or MODEL_CALLABLE if it raises."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the function; `UsageError` DATA_CALLABLE, MODEL_CALLABLE or METRIC_CALLABLE if it raises."""
         try:
-            return self.function()
+            return self.function(*arguments)
         except Exception as error:  # anything may go wrong in user code
             raise self.failure(error) from error
 
@@ -65,8 +66,8 @@ def user_line(error: BaseException, file: str | None) -> str | None:
 def load_callable(reference: str, subject: Subject) -> UserCallable:
     """Imports `file.py:name` or `package.module:name`; `subject` says what it stands for in messages and codes.
 
-    Raises `UsageError`: DATA_MISSING (MODEL_MISSING) when the file or module does not exist, DATA_CALLABLE
-    (MODEL_CALLABLE) when importing it raises or it has no such callable.
+    Raises `UsageError`: DATA_MISSING (MODEL_MISSING ...) when the file or module does not exist, DATA_CALLABLE
+    (MODEL_CALLABLE ...) when importing it raises or it has no such callable.
     """
     location, _, name = reference.rpartition(":")
     if location.endswith(".py"):
@@ -89,7 +90,7 @@ def load_callable(reference: str, subject: Subject) -> UserCallable:
             f"'{location}' has no callable named '{name}'",
             where=reference,
             why=f"it defines {', '.join(sorted(defined)) or 'no callable'}",
-            fix=f"{nearest(name, defined)}name a function that takes no arguments and returns {RETURNS[subject]}",
+            fix=f"{nearest(name, defined)}name a function that takes {TAKES[subject]} and returns {RETURNS[subject]}",
             code=f"{subject.upper()}_CALLABLE",
         )
     return UserCallable(reference, function, getattr(module, "__file__", None), subject)

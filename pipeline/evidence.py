@@ -6,6 +6,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 
 from pipeline.compress.analysis import run
 from pipeline.environment import environment
-from pipeline.export.artifact import Artifact
+from pipeline.export.artifact import Artifact, sha256_of
 from pipeline.export.formats import FORMATS
 from pipeline.export.together import export_all
-from pipeline.stages import Made, Stages
+from pipeline.quality import Accuracy, Metric, own_metric
+from pipeline.stages import Made, Stages, digest_of
 from pipeline.store.writing import PARTIAL, writing
 from pipeline.verify.delegation import Delegation, delegation
-from pipeline.verify.execute import predictions, to_layout
+from pipeline.verify.execute import from_layout, predictions, to_layout
 from pipeline.verify.failed import keep_failed
 from pipeline.verify.levels import check_emulator, check_host, check_program
 from pipeline.verify.parity import Parity
@@ -31,17 +33,22 @@ from reports.records import OperatorRecord, QualityRecord
 from targets.arm.parts import emulator_parts
 from targets.errors import PlanishError
 from targets.explain import explain
+from targets.judging import Goal, Judgement, judge
 from targets.measure import Measurement, measure_many
+from targets.peak_memory import PeakMemory, peak_memory
+from targets.profile import Profile
+from targets.runners import Job
 
 PARITY_SAMPLES = 64
 MEASURED_SAMPLES = 1
+JUDGED = "judged.npy"
 
 
 class Evidence:
     """The artifacts of a run's candidates, and what is known of them."""
 
     def __init__(self, stages: Stages) -> None:
-        self.stages, self.run, self.recipe, self.profile = stages, stages.run, stages.recipe, stages.profile
+        self.stages, self.run, self.recipe, self.profiles = stages, stages.run, stages.recipe, stages.profiles
         self.progress = stages.progress
 
     def exported(self, made: Made, formats: Sequence[str]) -> list[Artifact]:
@@ -92,17 +99,18 @@ class Evidence:
         )
 
     def verified(self, made: Made, artifacts: Sequence[Artifact], emulated: bool) -> list[Parity]:
-        """The exported program, then every artifact on this machine and, if asked, on the emulated phone.
+        """The exported program, then every artifact on this machine and, if asked, on the emulated phones.
 
         Raises:
             VerificationError: `PARITY_FAILED`, with the first block that differs; what is known of it is kept in
                 `failed/`, in the run directory.
         """
+        phones = [profile for profile in self.profiles if emulated and profile.kind == "emulator"]
         inputs = {
             **self._about(artifacts),
             "weights": made.result["weights_sha256"],
             "contract": self.stages.samples.contract.to_json(),
-            "profile": self.profile.version if emulated else None,
+            "profiles": [profile.version for profile in phones],
         }
 
         def make(folder: Path) -> list[Any]:
@@ -114,8 +122,8 @@ class Evidence:
                 self.progress(f"checking {artifact.format} on {len(reference.samples)} samples and edge cases")
                 found.append(check_host(artifact, reference))
                 checked.append(artifact)
-                if emulated:
-                    found.append(check_emulator(artifact, reference, self.profile, progress=self.progress))
+                for phone in phones:
+                    found.append(check_emulator(artifact, reference, phone, progress=self.progress))
                     checked.append(artifact)
             rows = [parity.to_json() for parity in found]
             (folder / "parity.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -144,7 +152,7 @@ class Evidence:
             rows = [
                 delegation(
                     artifact,
-                    target=self.profile.name,
+                    target=self.profiles[0].name,
                     sites=known,
                     times=operators if artifact is artifacts[0] else (),
                 ).to_json()
@@ -156,20 +164,20 @@ class Evidence:
         name = f"{made.folder}/delegation{'-timed' if operators else ''}"
         return [Delegation.from_json(row) for row in self.run.stage(name, inputs, make)]
 
-    def measured(self, made: Made, artifacts: list[Artifact], budget_s: float) -> list[Measurement]:
-        """Time those artifacts of one candidate on the target whose runtime there is here."""
+    def measured(self, made: Made, artifacts: Sequence[Artifact]) -> list[Measurement]:
+        """Time those artifacts of one candidate whose runtime there is here, on every target."""
         artifacts = [artifact for artifact in artifacts if FORMATS[artifact.format].runs_on_host]
-        inputs = {**self._about(artifacts), "profile": self.profile.version}
-        name = f"{made.folder}/{self.profile.name}-{'-'.join(artifact.format for artifact in artifacts)}"
-        if self.profile.kind == "host":  # more seconds, another measurement; the emulator repeats itself
-            name += f"-{budget_s:g}s"
+        return [found for profile in self.profiles for found in self._measured(made, artifacts, profile)]
+
+    def _measured(self, made: Made, artifacts: Sequence[Artifact], profile: Profile) -> list[Measurement]:
+        inputs = {**self._about(artifacts), "profile": profile.version}
 
         def make(folder: Path) -> list[Any]:
-            self.progress(f"measuring {' and '.join(a.format for a in artifacts)} on {self.profile.name}")
+            self.progress(f"measuring {' and '.join(a.format for a in artifacts)} on {profile.name}")
             jobs = []
             for artifact in artifacts:
                 jobs.append((artifact.path, artifact.format, self._measured_sample(artifact, folder)))
-            found = measure_many(jobs, profile=self.profile, progress=self.progress, budget_s=budget_s)
+            found = measure_many(jobs, profile=profile, progress=self.progress)
             with (folder / "samples.csv").open("w", newline="") as file:
                 table = csv.writer(file)
                 table.writerow(["format", "sample", "ms"])
@@ -177,24 +185,65 @@ class Evidence:
             (folder / "measurement.json").write_text(json.dumps([m.to_json() for m in found], indent=1) + "\n")
             return [measurement.to_json() for measurement in found]
 
-        return [Measurement.from_json(row) for row in self.run.stage(name, inputs, make)]
+        name = f"{made.folder}/{profile.name}-{'-'.join(artifact.format for artifact in artifacts)}"
+        rows = self.run.stage(name, inputs, make, shared=profile.kind != "host")  # a clock's answer is of its hour
+        return [Measurement.from_json(row) for row in rows]
+
+    def judged(
+        self, made: Made, artifact: Artifact, original: Artifact | None, profile: Profile, goal: Goal
+    ) -> Judgement:
+        """A verdict on an artifact timed by the clock, in turns with the original's.
+
+        Args:
+            original: None where the artifact is the original's own.
+        """
+        beside = [] if original is None else [original]
+        inputs = {**self._about([artifact, *beside]), "profile": profile.version, "goal": asdict(goal)}
+
+        def make(folder: Path) -> dict[str, Any]:
+            self.progress(f"judging {artifact.format} on {profile.name}")
+            jobs = [Job(each.path, self._measured_sample(each, folder)) for each in (*beside, artifact)]
+            found = judge(
+                jobs[0] if beside else None,
+                jobs[-1],
+                format=artifact.format,
+                profile=profile,
+                goal=goal,
+                progress=self.progress,
+            )
+            (folder / "judgement.json").write_text(json.dumps(found.to_json(), indent=1) + "\n")
+            return found.to_json()
+
+        name = f"{made.folder}/{profile.name}-judged"
+        return Judgement.from_json(self.run.stage(name, inputs, make, shared=False))
+
+    def memory(self, made: Made, artifact: Artifact) -> PeakMemory:
+        """How much the process that runs the artifact grows, in this machine's runtime."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            self.progress(f"peak memory of {artifact.format}")
+            return peak_memory(artifact.path, artifact.format, self._measured_sample(artifact, folder)).to_json()
+
+        row = self.run.stage(f"{made.folder}/memory", self._about([artifact]), make, shared=False)
+        return PeakMemory.from_json(row)
 
     def explained(self, made: Made, artifact: Artifact) -> tuple[OperatorRecord, ...]:
-        """Where the time of an artifact's inference goes; empty for a target that is no emulated one.
+        """Where the time of an inference goes on the first target; empty where that is no emulated one.
 
         Raises:
             PlanishError: the runtime's operators cannot be told apart.
         """
-        if self.profile.kind != "emulator":
+        profile = self.profiles[0]
+        if profile.kind != "emulator":
             return ()
-        inputs = {**self._about([artifact]), "profile": self.profile.version}
+        inputs = {**self._about([artifact]), "profile": profile.version}
 
         def make(folder: Path) -> list[Any]:
-            self.progress(f"operators of the {artifact.format} artifact on {self.profile.name}")
+            self.progress(f"operators of the {artifact.format} artifact on {profile.name}")
             found = explain(
                 artifact.path,
                 format=artifact.format,
-                profile=self.profile,
+                profile=profile,
                 inputs=self._measured_sample(artifact, folder),
                 layers=[(row["name"], row["macs"]) for row in made.result["layers"] if row["macs"]],
                 progress=self.progress,
@@ -214,42 +263,56 @@ class Evidence:
 
     # Quality ---------------------------------------------------------------------------------------------------
 
-    def quality(self, made: Made, artifact: Artifact | None = None) -> QualityRecord:
-        """Top-1 on the test samples' labels, or agreement with the original where there are none.
+    def quality(self, made: Made, artifact: Artifact | None = None, original: Path | None = None) -> QualityRecord:
+        """What the recipe's metric says of a candidate on the test samples.
 
         Of the artifact on the host's runtime where one is given, else of the network in PyTorch.
+
+        Args:
+            original: `judged_on` of the original, which is compared with; None for the original itself.
         """
+        stages, recipe = self.stages, self.recipe
         inputs = {
             "weights": made.result["weights_sha256"],
-            "test": self.stages.samples.test.fingerprint,
+            "test": stages.samples.test.fingerprint,
             "artifact": artifact and artifact.sha256,
-            "base": self.stages.base.fingerprint(),
+            "base": stages.base.fingerprint(),
+            "metric": recipe.metric and [recipe.metric, digest_of(recipe.metric), recipe.lower_is_better],
+            "original": original and sha256_of(original),
         }
 
-        def make(_: Path) -> dict[str, Any]:
-            self.progress(f"judging quality on {len(self.stages.samples.test)} test samples")
+        def make(folder: Path) -> dict[str, Any]:
+            self.progress(f"judging quality on {len(stages.samples.test)} test samples")
+            batches = (x for x, _ in stages.samples.test.batches())
             if artifact is None:
-                answers = run(self.stages.load(made), [x for x, _ in self.stages.samples.test.batches()]).numpy()
+                outputs = run(stages.load(made), list(batches)).numpy()
             else:
-                answers = predictions(artifact, (x.numpy() for x, _ in self.stages.samples.test.batches()))
-            right = int((answers.argmax(1) == self._truth).sum())
-            record = QualityRecord.of_counts(
-                "top-1" if self.stages.samples.test.has_labels else "agreement with the original",
-                right,
-                len(self.stages.samples.test),
-                "network" if artifact is None else "artifact",
-            )
+                outputs = from_layout(predictions(artifact, (x.numpy() for x in batches)), artifact.outputs[0])
+            kept = self._metric.kept(outputs)
+            np.save(folder / JUDGED, kept)
+            before = None if original is None else np.load(original)
+            record = self._metric.judged(kept, before, "network" if artifact is None else "artifact")
             return record.model_dump(mode="json")
 
-        name = f"{made.folder}/quality-{'network' if artifact is None else artifact.format}"
-        return QualityRecord.model_validate(self.run.stage(name, inputs, make))
+        return QualityRecord.model_validate(self.run.stage(self._judged_in(made, artifact), inputs, make))
+
+    def judged_on(self, made: Made, artifact: Artifact) -> Path:
+        """What `quality` kept of a candidate's artifact, for others to be compared with."""
+        return self.run.root / self._judged_in(made, artifact) / JUDGED
+
+    def _judged_in(self, made: Made, artifact: Artifact | None) -> str:
+        return f"{made.folder}/quality-{'network' if artifact is None else artifact.format}"
 
     @cached_property
-    def _truth(self) -> np.ndarray:
-        """What the right answers are: the labels, else the original's own answers."""
-        if self.stages.samples.test.has_labels:
-            return np.concatenate([y.numpy() for _, y in self.stages.samples.test.batches()])
-        return run(self.stages.base, [x for x, _ in self.stages.samples.test.batches()]).numpy().argmax(1)
+    def _metric(self) -> Metric:
+        test = self.stages.samples.test
+        labels = np.concatenate([y.numpy() for _, y in test.batches()]) if test.has_labels else None
+        if self.recipe.metric is not None:
+            return own_metric(self.recipe.metric, labels, self.recipe.lower_is_better)
+        if labels is not None:
+            return Accuracy("top-1", labels)
+        answers = run(self.stages.base, [x for x, _ in test.batches()]).numpy()
+        return Accuracy("agreement with the original", answers.argmax(1))
 
     def _program(self, made: Made) -> Path:
         return self.run.root / made.folder / "network" / "network.pt2"
@@ -258,10 +321,14 @@ class Evidence:
         samples, contract = self.stages.samples.test.take(PARITY_SAMPLES), self.stages.samples.contract
         return Reference.of_samples(network, samples, self.stages.classes, (contract.minimum, contract.maximum))
 
+    @property
+    def _emulates(self) -> bool:
+        return any(profile.kind == "emulator" for profile in self.profiles)
+
     def _about(self, artifacts: Sequence[Artifact]) -> dict[str, Any]:
         """What evidence about artifacts depends on."""
         return {
             "artifacts": [artifact.sha256 for artifact in artifacts],
             "samples": self.stages.samples.test.fingerprint,
-            "tools": environment() | {"emulator": emulator_parts() if self.profile.kind == "emulator" else None},
+            "tools": environment() | {"emulator": emulator_parts() if self._emulates else None},
         }

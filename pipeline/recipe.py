@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pipeline.export.formats import format_named
-from pipeline.quantities import parse_duration, parse_latency, parse_points
+from pipeline.quantities import parse_drop, parse_duration, parse_latency, parse_size
+from reports.records import Quantity, Unit
 from targets.errors import UsageError, nearest
 
 Method = Literal["auto", "easier", "layermerge", "depth-dp", "layercollapse", "lorita", "svd"]
 OPTIONS = {"model": "MODEL", "formats": "--format"}  # where the command line names a key otherwise
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One thing that is asked for: a number of its unit, or a share of what the original takes.
+
+    Attributes:
+        target: the profile that it is measured on; None for what does not depend on one.
+        text: as the user wrote it.
+        most: milliseconds or bytes.
+        share: of the original's.
+    """
+
+    quantity: Quantity
+    target: str | None
+    text: str
+    most: float | None
+    share: float | None
+
+    @property
+    def unit(self) -> Unit:
+        return "ms" if self.quantity in ("latency", "p90") else "B"
 
 
 class Recipe(BaseModel):
@@ -28,9 +52,16 @@ class Recipe(BaseModel):
         data: calibration samples, `file.py:callable`, a folder of class folders, or an `.npz`.
         test: samples that quality is judged on; a fifth of `data` is held out where none are given.
         mean, std: per-channel normalisation of the samples, after scaling to [0, 1].
-        target: name of a target profile.
-        latency: `12ms`, or `60%` of what the original takes there.
-        max_drop: quality that may be lost, `0.5pt`; None only reports it.
+        target: name of a target profile, or a list of several: one artifact for all of them.
+        latency: `12ms`, or `60%` of what the original takes there; of several targets a list, or one for each of them.
+        p90: the same for the 90th percentile.
+        size: `3MB`, or `60%` of the original's; of the artifact in the first format.
+        memory: `20MB` or a share as well: how much the process that runs it grows, on this machine's runtime.
+        per_target: instead of one artifact that meets everything, one for each target.
+        max_drop: quality that may be lost, `0.5pt`, or `2%` of what the original has; None only reports it.
+        metric: `file.py:callable` or `package.module:callable` that judges outputs [N, ...] against labels [N, ...] and
+            returns a number; None judges class scores by top-1.
+        lower_is_better: the direction of `metric`.
         formats: artifacts to write, see `pipeline.export.formats`; the latency is asked of the first.
         output: `classes` for rows of class scores, `values` for anything else (boxes, embeddings, images).
         channels_last: TFLite takes and gives NHWC.
@@ -71,9 +102,15 @@ class Recipe(BaseModel):
     test: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
-    target: str
-    latency: str
+    target: str | list[str]
+    latency: str | list[str] | None = None
+    p90: str | list[str] | None = None
+    size: str | None = None
+    memory: str | None = None
+    per_target: bool = False
     max_drop: str | None = None
+    metric: str | None = None
+    lower_is_better: bool = False
     formats: list[str] = Field(default=["tflite", "onnx"], min_length=1)
     output: Literal["classes", "values"] = "classes"
     channels_last: bool = True
@@ -101,18 +138,65 @@ class Recipe(BaseModel):
     calibration_samples: int = Field(default=512, ge=1)
     seed: int = 0
 
-    @field_validator("latency")
+    @field_validator("target")
     @classmethod
-    def _latency(cls, value: str) -> str:
-        parse_latency(value)
+    def _target(cls, value: str | list[str]) -> str | list[str]:
+        names = as_list(value)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(
+                f"the target {twice[0]} is named twice",
+                where="--target",
+                why="every target has one latency",
+                fix="name each target once; the stricter latency is the one that counts",
+                code="GOALS_MISMATCHED",
+            )
+        return _plain(names)
+
+    @field_validator("latency", "p90")
+    @classmethod
+    def _latency(cls, value: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        if value is None:
+            return None
+        for text in as_list(value):
+            parse_latency(text, info.field_name)
+        return _plain(as_list(value))
+
+    @field_validator("size", "memory")
+    @classmethod
+    def _bytes(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            parse_size(value, info.field_name)
         return value
 
     @field_validator("max_drop")
     @classmethod
     def _max_drop(cls, value: str | None) -> str | None:
         if value is not None:
-            parse_points(value)
+            parse_drop(value)
         return value
+
+    @model_validator(mode="after")
+    def _goals(self) -> Recipe:
+        """Every latency belongs to a target, and something is asked for."""
+        for name in ("latency", "p90"):
+            given = as_list(getattr(self, name))
+            if len(given) > 1 and len(given) != len(self.targets):
+                raise UsageError(
+                    f"there are {len(given)} values of --{name} for {len(self.targets)} targets",
+                    where=f"--{name}",
+                    why="they belong together in their order",
+                    fix=f"give one --{name} after each --target, or one for all of them",
+                    code="GOALS_MISMATCHED",
+                )
+        if not any((self.latency, self.p90, self.size, self.memory)):
+            raise UsageError(
+                "nothing is asked for",
+                where="--latency",
+                why="a run needs a limit to meet: --latency, --p90, --size or --memory",
+                fix="say what the artifact may take: --latency 12ms, or --latency 60% of what the original takes",
+                code="GOAL_MISSING",
+            )
+        return self
 
     @field_validator("recover")
     @classmethod
@@ -137,13 +221,37 @@ class Recipe(BaseModel):
         return formats
 
     @property
-    def max_drop_points(self) -> float | None:
-        return None if self.max_drop is None else parse_points(self.max_drop)
+    def targets(self) -> tuple[str, ...]:
+        """Names of the target profiles."""
+        return tuple(as_list(self.target))
 
-    def latency_ms(self, base_ms: float) -> float:
-        """The latency asked for in milliseconds, given what the original takes."""
-        milliseconds, share = parse_latency(self.latency)
-        return milliseconds if milliseconds is not None else share * base_ms
+    @property
+    def allowed_drop(self) -> tuple[float | None, float | None] | None:
+        """`max_drop` in the metric's unit, or as a share of the original's; None where it is not asked."""
+        return None if self.max_drop is None else parse_drop(self.max_drop)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Everything that is asked for."""
+        found = []
+        for quantity in ("latency", "p90"):
+            given = as_list(getattr(self, quantity))
+            for target, text in zip(self.targets, given * len(self.targets) if len(given) == 1 else given):
+                found.append(Limit(quantity, target, text, *parse_latency(text, quantity)))
+        for quantity in ("size", "memory"):
+            if text := getattr(self, quantity):
+                found.append(Limit(quantity, None, text, *parse_size(text, quantity)))
+        return tuple(found)
+
+    def for_target(self, target: str) -> Recipe:
+        """What is asked for of one of its targets alone."""
+        place = self.targets.index(target)
+
+        def own(given: str | list[str] | None) -> str | None:
+            return None if given is None else as_list(given)[place if len(as_list(given)) > 1 else 0]
+
+        fields = {"target": target, "latency": own(self.latency), "p90": own(self.p90), "per_target": False}
+        return self.model_copy(update=fields)
 
     def to_toml(self) -> str:
         """The recipe as a `planish.toml`, every default spelled out; None is left out, TOML has no such value."""
@@ -153,6 +261,15 @@ class Recipe(BaseModel):
             if value is not None
         ]
         return "\n".join(rows) + "\n"
+
+
+def as_list(given: str | Sequence[str] | None) -> list[str]:
+    """Of one value, several, or none."""
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def _plain(values: list[str]) -> str | list[str]:
+    return values[0] if len(values) == 1 else values
 
 
 def make_recipe(**fields: object) -> Recipe:

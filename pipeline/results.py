@@ -5,22 +5,29 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shlex
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from pipeline.advice import advice, front
 from pipeline.environment import environment
-from pipeline.fit import Candidate, FitResult
+from pipeline.limits import worst
+from pipeline.loop import Candidate, FitResult
 from pipeline.package.manifest import write_bundle
 from pipeline.recipe import Recipe
+from pipeline.search import unordered
 from pipeline.stages import Stages
 from pipeline.verify.records import delegation_record, parity_record
+from reports import quantities
 from reports.html.render import render
 from reports.records import (
     CandidateRecord,
     EditRecord,
     GoalRecord,
     LayerRecord,
+    LimitRecord,
     MeasurementRecord,
+    OutcomeRecord,
     RejectedRecord,
     RunRecord,
     TargetRecord,
@@ -30,8 +37,8 @@ from targets.cache import write_atomic
 from targets.profile import Profile
 
 
-def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None) -> CandidateRecord:
-    """One probe as the report shows it; `goal_ms` is None before it is known."""
+def candidate_record(stages: Stages, candidate: Candidate) -> CandidateRecord:
+    """One probe as the report shows it."""
     made, original = candidate.made.result, candidate.index == 0
     reasons = list(candidate.violations) if stages.recipe.strict else []
     if candidate.recovered_from is not None:
@@ -84,17 +91,18 @@ def candidate_record(stages: Stages, candidate: Candidate, goal_ms: float | None
         ),
         operators=candidate.operators,
         quality=candidate.quality,
+        outcomes=tuple(candidate.outcomes),
         verdict="base" if original else candidate.verdict,
-        margin_percent=None if goal_ms is None else 100 * (candidate.milliseconds / goal_ms - 1),
+        margin_percent=worst(candidate.outcomes).margin_percent,
         reasons=tuple(reasons),
         seconds={name.name: stages.run.seconds(f"{candidate.made.folder}/{name.name}") for name in sorted(names)},
     )
 
 
-def goal_record(recipe: Recipe, goal_ms: float) -> GoalRecord:
+def goal_record(recipe: Recipe, limits: Sequence[LimitRecord], allowed_drop: float | None) -> GoalRecord:
     return GoalRecord(
-        latency_ms=goal_ms,
-        max_drop_points=recipe.max_drop_points,
+        limits=tuple(limits),
+        max_drop=allowed_drop,
         formats=tuple(recipe.formats),
         primary_format=recipe.formats[0],
     )
@@ -115,8 +123,8 @@ def target_record(profile: Profile) -> TargetRecord:
 def run_record(stages: Stages, result: FitResult, *, command: str, started: datetime, finished: datetime) -> RunRecord:
     """The whole run, with the verdict, the exit code and one sentence that says it."""
     recipe, final = stages.recipe, result.final
-    met = result.met and result.floor_kept is not False
-    verdict = "met" if met else "undecided" if result.undecided else "not-met"
+    met = final.verdict == "met" and result.floor_kept is not False
+    verdict = "met" if met else "undecided" if final.verdict == "undecided" else "not-met"
     if met and result.violations:
         verdict = "verification-failed"
     directory = stages.run.root
@@ -125,15 +133,18 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
         name=directory.name,
         model=recipe.model,
         data=recipe.data,
-        target=target_record(stages.profile),
-        goal=goal_record(recipe, result.goal_ms),
+        targets=tuple(map(target_record, stages.profiles)),
+        goal=goal_record(recipe, result.limits, result.allowed_drop),
         verdict=verdict,
+        floor_kept=result.floor_kept,
         exit_code={"met": 0, "undecided": 5, "not-met": 3, "verification-failed": 4}[verdict],
         headline=_headline(stages, result),
-        base=candidate_record(stages, result.original, result.goal_ms),
-        candidates=tuple(candidate_record(stages, c, result.goal_ms) for c in result.probes),
+        base=candidate_record(stages, result.original),
+        candidates=tuple(candidate_record(stages, candidate) for candidate in result.probes),
         winner=final.index if verdict == "met" else None,
         best=None if verdict == "met" else final.index,
+        front=front(result),
+        advice=advice(recipe, result),
         environment=environment(),
         started=started,
         finished=finished,
@@ -154,38 +165,93 @@ def write(stages: Stages, result: FitResult, record: RunRecord) -> None:
 
 
 def _headline(stages: Stages, result: FitResult) -> str:
-    final, original, where = result.final, result.original, stages.profile.title
-    took = f"{final.milliseconds:.3g} ms on {where}"
-    if result.violations and result.met:
+    final, original = result.final, result.original
+    took = _took(stages, final)
+    if result.violations and final.verdict == "met":
         return f"{took}, but not delegated as a whole: {result.violations[0]}"
-    if result.undecided:
-        return f"{took}: the goal of {result.goal_ms:.3g} ms lies inside the measurement's interval."
-    if not result.met:
-        times = final.milliseconds / result.goal_ms
-        if final is original:
-            method = stages.recipe.method
-            return f"The original takes {took} and {method} may do nothing that makes it faster: the report says why."
-        smallest = "; nothing smaller can be planned" if final.made.result["smallest"] else ""
-        return f"The closest candidate takes {took}, {times:.3g} times the {result.goal_ms:.3g} ms asked for{smallest}."
+    if final.verdict == "undecided":
+        open_ones = [outcome for outcome in final.outcomes if outcome.verdict == "undecided"]
+        why = open_ones[0].reason or "the limit lies inside the measurement's interval"
+        return f"{took}; {_named(stages, open_ones[0])} cannot be told from its limit of {_limit(open_ones[0])}: {why}."
+    if final.verdict == "above":
+        return _missed(stages, result, took)
     if result.floor_kept is False:
-        lost = original.quality.value_percent - final.quality.value_percent
+        lost, unit = final.quality.lost, " points" if final.quality.unit == "%" else ""
         return (
-            f"The latency is met with {took}, but {lost:.2f} points of quality were lost and "
-            f"{stages.recipe.max_drop_points:g} were allowed."
+            f"Every limit is met with {took}, but {lost:.4g}{unit} of quality were lost and "
+            f"{result.allowed_drop:.4g} were allowed."
         )
     if final is original:
         return f"The original takes {took} as it is; nothing was changed."
-    return f"{took}, {original.milliseconds / final.milliseconds:.2f} times faster than the original."
+    faster = f", {original.milliseconds / final.milliseconds:.2f} times faster than the original"
+    return f"{took}{faster if len(stages.profiles) == 1 else ''}."
+
+
+def _missed(stages: Stages, result: FitResult, took: str) -> str:
+    """What is missing, limit by limit."""
+    final = result.final
+    if final is result.original:
+        method = stages.recipe.method
+        return f"The original takes {took} and {method} may do nothing that makes it smaller: the report says why."
+    missed = [outcome for outcome in final.outcomes if outcome.verdict == "above"]
+    gaps = [
+        f"{_named(stages, outcome)} is {outcome.value / outcome.limit:.3g} times the {_limit(outcome)} asked for"
+        for outcome in missed
+    ]
+    smallest = "; nothing smaller can be planned" if final.made.result["smallest"] else ""
+    return f"The closest candidate takes {took}: {', '.join(gaps)}{smallest}."
+
+
+def _took(stages: Stages, candidate: Candidate) -> str:
+    """What a candidate measured against each of its limits."""
+    words = []
+    for outcome in candidate.outcomes:
+        value = f"{outcome.value:.3g} ms" if outcome.unit == "ms" else quantities.size(outcome.value)
+        match outcome.quantity:
+            case "latency":
+                words.append(f"{value} on {_title(stages, outcome.target)}")
+            case "p90":
+                words.append(f"{value} at the 90th percentile on {_title(stages, outcome.target)}")
+            case "size":
+                words.append(f"{value} of {candidate.artifacts[0].format}")
+            case "memory":
+                words.append(f"{value} of memory")
+    return ", ".join(words)
+
+
+def _named(stages: Stages, outcome: OutcomeRecord) -> str:
+    names = {"latency": "the latency", "p90": "the 90th percentile", "size": "the size", "memory": "the peak memory"}
+    several = outcome.target is not None and len(stages.profiles) > 1
+    return names[outcome.quantity] + (f" on {_title(stages, outcome.target)}" if several else "")
+
+
+def _title(stages: Stages, target: str) -> str:
+    return next(profile.title for profile in stages.profiles if profile.name == target)
+
+
+def _limit(outcome: OutcomeRecord) -> str:
+    return f"{outcome.limit:.3g} ms" if outcome.unit == "ms" else quantities.size(outcome.limit)
 
 
 def _warnings(stages: Stages, result: FitResult) -> tuple[str, ...]:
     found = []
     if stages.recipe.test is None:
         found.append("No test data was given: quality is judged on a fifth of the calibration data that was held out.")
-    if not stages.samples.test.has_labels:
+    if not stages.samples.test.has_labels and stages.recipe.metric is None:
         found.append("The test data has no labels: quality is agreement with the original.")
     if unexplained := result.final.unexplained or result.original.unexplained:
         found.append(f"Where the time goes is not known: {unexplained}.")
+    found += [
+        f"The plan predicted at {less.predicted:.4g} ms was measured slower than that at {more.predicted:.4g} ms: "
+        "the cost table misled the search there."
+        for less, more in unordered(result.searched)
+    ]
+    if result.floor_kept is not None and (quality := result.final.quality).lost is not None:
+        if quality.lost_low <= result.allowed_drop < quality.lost_high:
+            found.append(
+                f"With {quality.samples:,} test samples the loss lies between {quality.lost_low:.4g} and "
+                f"{quality.lost_high:.4g}: that does not settle whether the floor is kept. More samples would."
+            )
     return tuple(found)
 
 

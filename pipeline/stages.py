@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +24,15 @@ from pipeline.model import edits as edit_log
 from pipeline.model.edits import replay
 from pipeline.model.ingest import ingest, require_one_tensor
 from pipeline.model.network import Network
+from pipeline.model.operators import milliseconds, operators
 from pipeline.recipe import Recipe
 from pipeline.samples import FitSamples, observed, two_samples
+from pipeline.store.keys import content_key
 from pipeline.store.run_directory import RunDirectory
 from pipeline.training import Training, require_trainable
+from reports.records import OutcomeRecord
 from targets.cost import CostTable
+from targets.price import Price, StoredBytes, needs, surrogate
 from targets.profile import Profile
 
 PLANNING_COST_MACS = 1e10  # multiply-accumulates that one measurement of damage may cost, where 32 samples cost less
@@ -46,13 +51,39 @@ class Made:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What planning answers to a budget.
+
+    Attributes:
+        budget, predicted: asked for and expected, prices of the whole network.
+        signature: of the edits that were chosen; the same for two budgets that give one plan.
+        smallest: nothing smaller can be planned.
+        empty: no edit makes this network cheaper, or none may.
+        rejected: rows for the report.
+    """
+
+    budget: float
+    predicted: float
+    signature: str
+    smallest: bool
+    empty: bool
+    rejected: list[dict[str, Any]]
+
+
 class Stages:
     """The networks of one run; `Evidence` makes artifacts of them. `progress` receives what a person wants to hear."""
 
     def __init__(
-        self, run_directory: RunDirectory, recipe: Recipe, profile: Profile, progress: Callable[[str], None]
+        self,
+        run_directory: RunDirectory,
+        recipe: Recipe,
+        profiles: Sequence[Profile],
+        progress: Callable[[str], None],
     ) -> None:
-        self.run, self.recipe, self.profile, self.progress = run_directory, recipe, profile, progress
+        self.run, self.recipe, self.profiles, self.progress = run_directory, recipe, tuple(profiles), progress
+        self._asked: tuple[tuple[str, str | None], ...] = ()  # (quantity, target) of every limit with a price
+        self._weights: tuple[float, ...] = ()
 
     @cached_property
     def samples(self) -> FitSamples:
@@ -85,8 +116,8 @@ class Stages:
             "base",
             {
                 "model": recipe.model,
-                "model_file": _digest(recipe.model.rpartition(":")[0] or recipe.model),
-                "weights": recipe.weights and _digest(recipe.weights),
+                "model_file": digest_of(recipe.model),
+                "weights": recipe.weights and digest_of(recipe.weights),
                 "torch": torch.__version__,
             },
             make,
@@ -99,8 +130,39 @@ class Stages:
         return self.base.classes if self.recipe.output == "classes" else None
 
     @cached_property
+    def tables(self) -> dict[str, CostTable]:
+        """Of each target the costs in the deciding format."""
+        format = self.recipe.formats[0]
+        return {profile.name: CostTable.load(profile, format, self.progress) for profile in self.profiles}
+
+    @property
     def costs(self) -> CostTable:
-        return CostTable.load(self.profile, self.recipe.formats[0])
+        """Of the first target: what layers are shown with."""
+        return self.tables[self.profiles[0].name]
+
+    def weigh(self, outcomes: Sequence[OutcomeRecord]) -> None:
+        """Let planning pay for what the limits need, given how far the original is from them.
+
+        Peak memory has no price: no table says what an operator adds to it. The search measures it all the same.
+        """
+        ratios: dict[tuple[str, str | None], float] = {}
+        for outcome in outcomes:
+            if outcome.quantity != "memory":  # latency and its 90th percentile have one cost table
+                what = ("size", None) if outcome.quantity == "size" else ("latency", outcome.target)
+                ratios[what] = max(ratios.get(what, 0.0), outcome.value / outcome.limit)
+        self._asked, self._weights = tuple(ratios), needs(list(ratios.values()))
+
+    @cached_property
+    def price(self) -> Price:
+        """What planning pays for an operator; on the scale of the first limit's."""
+        if not self._asked:
+            return self.costs
+        prices = [StoredBytes() if what == "size" else self.tables[target] for what, target in self._asked]
+        return surrogate(prices, self._weights, [row.operator for row in operators(self.base)])
+
+    @cached_property
+    def base_price(self) -> float:
+        return sum(milliseconds(self.base, self.price).values())
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -130,8 +192,19 @@ class Stages:
         fitted = [x for x, _ in samples.select(range(count, len(samples))).batches()]
         recipe, training, classes = self.recipe, self.training, self.classes is not None
         knobs = {"linearize": recipe.linearize, "ranks": recipe.ranks, "progress": self.progress}
-        knobs |= {"melted": training.melted, "easing": training.easing}
-        return planner(recipe.method, Subject(base, self.statistics, batches, self.costs, classes, fitted, **knobs))
+        knobs |= {"melted": training.melted, "easing": training.easing, "kept": self._kept_table}
+        return planner(recipe.method, Subject(base, self.statistics, batches, self.price, classes, fitted, **knobs))
+
+    def _kept_table(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a method measured of its options: the dear part of planning, made once and read back."""
+
+        def save(folder: Path) -> None:
+            with (folder / "table.pickle").open("wb") as file:
+                pickle.dump(make(), file, protocol=pickle.HIGHEST_PROTOCOL)
+
+        self.run.stage(f"planning/{name}", self._about_method, save)
+        with (self.run.root / "planning" / name / "table.pickle").open("rb") as file:
+            return pickle.load(file)
 
     @property
     def _about_base(self) -> dict[str, Any]:
@@ -143,8 +216,15 @@ class Stages:
 
     @property
     def _about_plan(self) -> dict[str, Any]:
-        costs = hashlib.sha256(repr((self.costs.classes, self.costs.invoke_ms)).encode()).hexdigest()
-        return {**self._about_base, "costs": costs, "output": self.recipe.output}
+        return {**self._about_base, "costs": _digest_of_costs(self.costs), "output": self.recipe.output}
+
+    @property
+    def _about_method(self) -> dict[str, Any]:
+        recipe = self.recipe
+        asked = {"method": recipe.method, "linearize": recipe.linearize, "ranks": recipe.ranks}
+        prices = [_digest_of_costs(self.tables[target]) if target else what for what, target in self._asked]
+        weighed = {"prices": prices, "weights": self._weights}
+        return {**self._about_plan, **asked, **weighed, **self._about_training}
 
     @property
     def _about_training(self) -> dict[str, Any]:
@@ -171,6 +251,18 @@ class Stages:
 
         return self._made("candidates/00", self._about_plan, make)
 
+    def planned(self, number: int, budget: float) -> Planned:
+        """The plan for a predicted price, without applying it; `number` counts the plans of a run."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            chosen = self.planner.plan(budget)
+            rows = edit_rows(chosen, self.statistics)
+            signature = content_key({"edits": rows})
+            rejected = rejected_rows(self.planner.rejected)
+            return asdict(Planned(budget, chosen.predicted_ms, signature, not chosen.reachable, not rows, rejected))
+
+        return Planned(**self.run.stage(f"plans/{number:02d}", {**self._about_method, "budget": budget}, make))
+
     def compressed(self, index: int, budget_ms: float) -> Made:
         """Plan for a predicted budget, apply the edits, re-estimate norms."""
 
@@ -192,10 +284,7 @@ class Stages:
                 },
             )
 
-        recipe = self.recipe
-        asked = {"method": recipe.method, "linearize": recipe.linearize, "ranks": recipe.ranks}
-        inputs = {**self._about_plan, **asked, "budget_ms": budget_ms, **self._about_training}
-        return self._made(f"candidates/{index:02d}", inputs, make)
+        return self._made(f"candidates/{index:02d}", {**self._about_method, "budget_ms": budget_ms}, make)
 
     def recovered(self, index: int, source: Made) -> Made:
         """The network of `source`, taught by the original on the training samples."""
@@ -236,6 +325,11 @@ class Stages:
         }
 
 
-def _digest(path: str) -> str:
-    """SHA-256 of a file's content, or the name itself where it is no file (a module)."""
-    return sha256_of(Path(path)) if Path(path).is_file() else path
+def _digest_of_costs(table: CostTable) -> str:
+    return hashlib.sha256(repr((table.classes, table.invoke_ms)).encode()).hexdigest()
+
+
+def digest_of(named: str) -> str:
+    """SHA-256 of the content of `file` or `file.py:callable`, or the name itself where it is no file (a module)."""
+    path = Path(named if Path(named).is_file() else named.rpartition(":")[0])
+    return sha256_of(path) if path.is_file() else named

@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,23 @@ def recipe_options(command: Any) -> Any:
         click.option("--test", help="Samples that quality is judged on; without it a fifth of --data is held out."),
         click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel."),
         click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel."),
-        click.option("--target", help="Target profile, see `planish targets list`."),
-        click.option("--latency", help="What to meet, with its unit: 12ms, or 60% of what the original takes."),
-        click.option("--max-drop", help="Quality that may be lost: 0.5pt."),
+        click.option(
+            "--target",
+            multiple=True,
+            help="Target profile, see `planish targets list`; repeatable, one artifact for all.",
+        ),
+        click.option(
+            "--latency",
+            multiple=True,
+            help="What to meet, with its unit: 12ms, or 60% of what the original takes; one a target, or one for all.",
+        ),
+        click.option("--p90", multiple=True, help="The same for the 90th percentile."),
+        click.option("--size", help="Most bytes of the artifact in the first format: 3MB, or 60%."),
+        click.option("--memory", help="Most memory that running it takes, in this machine's runtime: 20MB, or 60%."),
+        click.option("--per-target", is_flag=True, help="One artifact for each target instead of one for all."),
+        click.option("--max-drop", help="Quality that may be lost: 0.5pt, or 2% of what the original has."),
+        click.option("--metric", help="file.py:callable of outputs and labels, in place of top-1."),
+        click.option("--lower-is-better", is_flag=True, help="Of --metric."),
         click.option(
             "--format",
             "formats",
@@ -103,25 +116,21 @@ def command(
     given beside a planish.toml take the place of its own.
     """
     recipe = _recipe(model, resume, options)
-    from targets.profile import load_profile
-
-    profile = load_profile(recipe.target)
-    if profile.kind == "emulator" and not dry_run:
-        from targets.arm.setup import require
-
-        require()
     if dry_run:
-        return _dry_run(recipe, profile, console)
-    from pipeline.cli.running import run_fit
+        return _dry_run(recipe, console)
+    from pipeline.api import profiles_of, run_in
+    from pipeline.cli.running import Speaking
     from pipeline.store.run_directory import RunDirectory
 
+    profiles = profiles_of(recipe)
     if resume is not None:
         run = RunDirectory.resume(resume)
     else:
-        output = output or Path("runs") / f"{_stem(recipe.model)}-{profile.name}"
+        output = output or Path("runs") / f"{_stem(recipe.model)}-{'-'.join(recipe.targets)}"
         run = RunDirectory.create(output, recipe.to_toml())
     console.resume = f"planish fit --resume {shlex.quote(str(run.root))}"
-    record = run_fit(run, recipe, profile, console, command=_command_line(), started=datetime.now(UTC))
+    with console.stage("fitting") as stage:
+        record = run_in(run, recipe, profiles, Speaking(console, stage), _command_line())
     console.summary(record, run.root)
     return record.exit_code
 
@@ -146,28 +155,34 @@ def _recipe(model: str | None, resume: Path | None, options: dict[str, Any]) -> 
     return make_recipe(model=model, **given)
 
 
-def _dry_run(recipe: Recipe, profile: Any, console: Console) -> int:
+def _dry_run(recipe: Recipe, console: Console) -> int:
     from rich.text import Text
 
-    from pipeline.explain import edit_rows, layer_rows
+    from pipeline.dry_run import dry_run
     from pipeline.stages import Stages
     from pipeline.store.run_directory import RunDirectory
+    from targets.profile import load_profile
 
+    profiles = [load_profile(name) for name in recipe.targets]
     with tempfile.TemporaryDirectory(prefix="planish-dry-") as scratch, console.stage("planning") as stage:
-        stages = Stages(RunDirectory.create(Path(scratch) / "run", recipe.to_toml()), recipe, profile, stage.update)
-        stages.samples  # noqa: B018  (bad data ends the run before any work is done on it)
-        base_ms = sum(row["predicted_ms"] for row in layer_rows(stages.base, stages.costs))
-        chosen = stages.planner.plan(recipe.latency_ms(base_ms))
-    rows = edit_rows(chosen, stages.statistics)
+        run = RunDirectory.create(Path(scratch) / "run", recipe.to_toml())
+        found = dry_run(Stages(run, recipe, profiles, stage.update))
     human = [
         Text(recipe.to_toml()),
         Text(
-            f"predicted {chosen.predicted_ms:.4g} ms of {base_ms:.4g} ms with {len(rows)} edits; predictions "
+            f"predicted {found.predicted:.4g} of {found.base_price:.4g} ms with {len(found.edits)} edits; predictions "
             "choose where to probe, only measurements count"
         ),
     ]
-    human += [Text(f"  {row['kind']} {row['site']}: {row['summary']}") for row in rows]
-    console.result(human, recipe=recipe.model_dump(), predicted_ms=chosen.predicted_ms, base_ms=base_ms, edits=rows)
+    human += [Text(f"  {row['kind']} {row['site']}: {row['summary']}") for row in found.edits]
+    console.result(
+        human,
+        recipe=recipe.model_dump(),
+        original=[outcome.model_dump() for outcome in found.original],
+        predicted_ms=found.predicted,
+        base_ms=found.base_price,
+        edits=found.edits,
+    )
     return 0
 
 

@@ -26,7 +26,8 @@ from targets.profile import load_profile
 def command(model: str, output: Path, console: Console, **options: Any) -> None:
     """Write planish.toml for MODEL, every default spelled out; run it with `planish fit planish.toml`."""
     recipe = make_recipe(model=model, **recipe_fields(options))
-    load_profile(recipe.target)
+    for target in recipe.targets:
+        load_profile(target)
     if output.exists():
         raise UsageError(
             "the recipe's file exists already",

@@ -19,6 +19,7 @@ COMMANDS = {
     "verify": "Check artifacts against the network they were exported from.",
     "measure": "Time artifacts on a target.",
     "report": "Write the HTML report of a run again, from its report.json.",
+    "compare": "Show what differs between two runs, or between two artifacts of one format.",
     "status": "Say what a run is doing or how it ended, and how to go on; writes nothing.",
     "gc": "Remove results that no run has used for long, and what a finished run no longer needs.",
     "targets": "List, show and set up targets; rebuild a cost table.",

@@ -60,14 +60,13 @@ def _candidates(condition: Condition) -> Table:
 
 
 def _all(found: list[Condition]) -> Table:
-    table = Table("run", "state", "heard of", "goal", "candidates", "last", "what", box=None, pad_edge=False)
+    table = Table("run", "state", "heard of", "candidates", "the last", "what", box=None, pad_edge=False)
     for each in found:
         last = each.candidates[-1] if each.candidates else None
         table.add_row(
             str(each.directory),
             each.state,
             _ago(each.heard),
-            _goal(each),
             str(len([candidate for candidate in each.candidates if candidate["index"]])),
             _last(last) if last else quantities.MISSING,
             printable(each.what),

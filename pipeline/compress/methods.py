@@ -70,7 +70,7 @@ class _OfTheBase:
 class _Auto(_OfTheBase):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.analysis = self._analysed(subject)
+        self.analysis = subject.kept("options", lambda: self._analysed(subject))
         self.linearize = subject.linearize
 
     def _analysed(self, subject: Subject) -> Analysis:
@@ -122,8 +122,9 @@ def _chosen(subject: Subject, options: Sequence[Option], budget_ms: float) -> Pl
 class _LayerMerge(_OfTheBase):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.tables = layermerge.tables(
-            subject.base, subject.costs, subject.statistics, subject.damage_of, progress=subject.progress
+        rest = (subject.costs, subject.statistics, subject.damage_of)
+        self.tables = subject.kept(
+            "mergings", lambda: layermerge.tables(subject.base, *rest, progress=subject.progress)
         )
         place = positions(subject.base)
         self.options = {
@@ -160,9 +161,8 @@ class _LayerMerge(_OfTheBase):
 class _DepthDP(_OfTheBase):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.tables = depth_dp.tables(
-            subject.base, subject.costs, subject.statistics, subject.damage_of, progress=subject.progress
-        )
+        rest = (subject.costs, subject.statistics, subject.damage_of)
+        self.tables = subject.kept("mergings", lambda: depth_dp.tables(subject.base, *rest, progress=subject.progress))
         place, line = positions(subject.base), self.tables.line
         self.options = {
             span: _merge_option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -44,6 +44,7 @@ class Subject:
         ranks: how ranks are selected, where the method truncates (see `ranks`).
         melted: for `layercollapse`, the base with the activations at some sites driven to the identity.
         easing: for `easier`, how its rounds train; None removes all activations at once.
+        kept: gives what a method measures by name, made at most once; what it is given can be pickled.
     """
 
     base: Network
@@ -57,6 +58,7 @@ class Subject:
     ranks: Selector = "global"
     melted: Callable[[Network, Sequence[str]], Network] = melted_at_once
     easing: Easing | None = None
+    kept: Callable[[str, Callable[[], Any]], Any] = field(default=lambda name, make: make())
 
     @cached_property
     def base_ms(self) -> float:

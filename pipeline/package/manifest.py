@@ -33,7 +33,7 @@ def manifest(run: RunRecord, artifacts: Sequence[Artifact]) -> ManifestRecord:
         planish_version=run.planish_version,
         name=run.name,
         source_run=run.name,
-        target=run.target,
+        targets=run.targets,
         edits=tuple(f"{edit.kind} {edit.site}: {edit.summary}" for edit in chosen.edits),
         tools=run.environment,
         artifacts=tuple(
@@ -46,7 +46,7 @@ def manifest(run: RunRecord, artifacts: Sequence[Artifact]) -> ManifestRecord:
                 minimum_runtime_version=artifact.runtime_minimum,
                 inputs=tuple(_tensor(spec) for spec in artifact.inputs),
                 outputs=tuple(_tensor(spec) for spec in artifact.outputs),
-                measurement=chosen.measurement(artifact.format),
+                measurements=tuple(each for each in chosen.measurements if each.format == artifact.format),
                 quality=chosen.quality,
             )
             for artifact in artifacts

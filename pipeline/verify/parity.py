@@ -175,8 +175,8 @@ def judge(
         reasons += [f"on {place} {reason}" for reason in group.reasons]
     if task is not None and task.high_points < -tolerance.task_points:
         reasons.append(
-            f"on your samples it answers {task.artifact.value_percent:.2f}% rightly and the network "
-            f"{task.network.value_percent:.2f}%: {task.low_points:+.2f} to {task.high_points:+.2f} points"
+            f"on your samples it answers {task.artifact.value:.2f}% rightly and the network "
+            f"{task.network.value:.2f}%: {task.low_points:+.2f} to {task.high_points:+.2f} points"
         )
     return Parity(
         artifact_sha256,

@@ -35,8 +35,8 @@ def _group(group: GroupParity) -> ParityGroupRecord:
 
 def _task(task: TaskParity) -> TaskRecord:
     return TaskRecord(
-        artifact_percent=task.artifact.value_percent,
-        network_percent=task.network.value_percent,
+        artifact_percent=task.artifact.value,
+        network_percent=task.network.value,
         low_points=task.low_points,
         high_points=task.high_points,
         samples=task.artifact.samples,

@@ -60,8 +60,8 @@ def _notes(parities: Sequence[Parity]) -> list[Text]:
         if (task := parity.task) is not None and parity.level == "host":
             notes.append(
                 Text(
-                    f"top-1 {task.artifact.value_percent:.2f} % (n = {task.artifact.samples}), network "
-                    f"{task.network.value_percent:.2f} %: {task.difference_points:+.2f} points "
+                    f"top-1 {task.artifact.value:.2f} % (n = {task.artifact.samples}), network "
+                    f"{task.network.value:.2f} %: {task.difference_points:+.2f} points "
                     f"({task.low_points:+.2f} to {task.high_points:+.2f})"
                 )
             )

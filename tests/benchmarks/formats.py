@@ -104,7 +104,7 @@ class Trial:
 
 def _figures(parity: Parity) -> Row:
     judged = [group for group in parity.groups if group.worst]
-    task = parity.task and [parity.task.network.value_percent, parity.task.artifact.value_percent]
+    task = parity.task and [parity.task.network.value, parity.task.artifact.value]
     return {
         "verdict": parity.verdict,
         "reasons": list(parity.reasons),

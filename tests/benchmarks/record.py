@@ -47,7 +47,7 @@ def figures(candidate: CandidateRecord) -> dict[str, float]:
     found = {f"{m.format}_ms": m.median_ms for m in candidate.measurements}
     return {
         **found,
-        "top1_percent": candidate.quality.value_percent,
+        "top1_percent": candidate.quality.value,
         "samples": candidate.quality.samples,
         "bytes": candidate.measurements[0].bytes,
         "parameters": candidate.parameters,

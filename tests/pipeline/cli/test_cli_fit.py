@@ -69,7 +69,7 @@ class TestAFit:
         assert record.goal.latency_ms == pytest.approx(0.5 * original.median_ms)
         assert winner.high_ms <= record.goal.latency_ms and winner.instructions < original.instructions
         assert record.chosen.edits and record.chosen.parameters < record.base.parameters
-        assert record.base.quality.metric == "top-1" and record.base.quality.value_percent > 90
+        assert record.base.quality.metric == "top-1" and record.base.quality.value > 90
         assert record.chosen.quality.evaluated_on == "artifact" and record.chosen.quality.samples == 400
 
     def test_passes_parity_with_every_artifact(self, job) -> None:
@@ -138,7 +138,7 @@ class TestAFit:
         words = [sys.executable, "-P", "-c", code, str(user_folder / "test.npz"), *map(str, paths)]
         environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        reported = [probe.quality.value_percent for probe in read_run(run / "report.json").probes]
+        reported = [probe.quality.value for probe in read_run(run / "report.json").probes]
         assert list(map(float, done.stdout.split())) == pytest.approx(reported, abs=0.5), done.stderr
 
     def test_resumed_when_finished_makes_nothing_anew(self, job, again: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_fit_by_rounds_trains_reports_and_resumes(in_user_folder: Path, tmp_pa
     assert (removed.kind, removed.site, merged.kind, taught.kind) == ("linearize", "fused.act", "merge", "recover")
     assert 0 < removed.entropy_bits < 1 and "round 1" in removed.summary and "held-out" in removed.summary
     assert merged.predicted_saving_ms > 0 and merged.damage > 0
-    assert record.base.quality.value_percent - record.chosen.quality.value_percent < 50
+    assert record.base.quality.value - record.chosen.quality.value < 50
     assert removed.summary.replace("%", "").split(";")[0] in (run / "report.html").read_text().replace("%", "")
     assert sorted(path.name for path in (run / "rounds").iterdir()) == ["00", "01"]
     told = [event for event in events_of(run) if event["event"] == "stage" and event["stage"].startswith("rounds/")]

@@ -76,7 +76,7 @@ def test_healthy_exports_pass_on_samples_and_edge_cases(name, format):
         assert len(group.outputs) == (3 if name == "features" else 1) and group.verdict == "passed"
         assert group.worst.relative_rmse < 1e-5 and group.worst.cosine > 1 - 1e-9
     assert parity.outputs[0].top1_agreement == 1.0
-    assert parity.task.network.value_percent == parity.task.artifact.value_percent == 75
+    assert parity.task.network.value == parity.task.artifact.value == 75
     assert Parity.from_json(json.loads(json.dumps(parity.to_json(), allow_nan=False))) == parity
 
 

@@ -23,7 +23,7 @@ def test_counts_and_intervals():
     artifact[:10] = (labels[:10] + 2) % 10  # ten of those mended
     artifact[50:74] = (labels[50:74] + 1) % 10  # and 24 lost: 66 right
     task = TaskParity.of(scores(artifact), scores(network), labels)
-    assert (task.artifact.value_percent, task.network.value_percent) == (66, 80)
+    assert (task.artifact.value, task.network.value) == (66, 80)
     assert (task.lost, task.gained, task.difference_points) == (24, 10, -14)
     assert task.low_points < -14 < task.high_points < 0
     assert task.p_value == pytest.approx(0.0243, abs=5e-4)  # twice P(X <= 10) of Bin(34, 1/2)

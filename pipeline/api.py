@@ -1,0 +1,139 @@
+"""The main job as a function: what `planish fit` calls, and what a program of one's own can call.
+
+from pipeline import Recipe, fit
+
+run = fit(Recipe(model="model.py:build", data="data.npz", target="pixel-4-cpu", latency="12ms"), "runs/mine")
+print(run.verdict, run.chosen.measurement("tflite").median_ms)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.environment import environment
+from pipeline.loop import Candidate, search
+from pipeline.recipe import Recipe, read_recipe
+from pipeline.results import candidate_record, goal_record, run_record, target_record, write
+from pipeline.stages import Stages
+from pipeline.store.run_directory import RunDirectory, recipe_of
+from reports.records import CandidateRecord, GoalRecord, LimitRecord, RunRecord, TargetRecord
+from targets.arm.setup import require as require_emulator
+from targets.cache import write_atomic
+from targets.errors import PlanishError
+from targets.profile import Profile, load_profile
+
+
+class Listener:
+    """Hears of a run while it is under way. Override what is of interest."""
+
+    def doing(self, text: str) -> None:
+        """What is being done now; often, and in words."""
+
+    def begun(self, recipe: Recipe, targets: Sequence[TargetRecord], goal: GoalRecord) -> None:
+        """The original was measured, so that every limit is a number."""
+
+    def judged(self, candidate: CandidateRecord) -> None:
+        """A candidate was measured and judged, the original first."""
+
+
+def fit(
+    recipe: Recipe, directory: Path | str, *, listener: Listener | None = None, command: str | None = None
+) -> RunRecord:
+    """Flatten a network until its exported artifact meets what the recipe asks for.
+
+    Args:
+        directory: of the run; empty or absent.
+        command: what the report names as the command of this run.
+
+    Returns:
+        The run, which also stands in `directory/report.json`. A goal that was missed is no error: `verdict` and
+        `exit_code` say it.
+
+    Raises:
+        PlanishError: as `planish fit` would say it; `exit_code` of the error is the command's.
+    """
+    profiles = profiles_of(recipe)
+    run = RunDirectory.create(Path(directory), recipe.to_toml())
+    return run_in(run, recipe, profiles, listener or Listener(), command or f"planish fit {run.root / 'recipe.toml'}")
+
+
+def resume(directory: Path | str, *, listener: Listener | None = None, command: str | None = None) -> RunRecord:
+    """Go on with the run in `directory`, whatever ended it. What is finished is not done again.
+
+    Raises:
+        PlanishError: as `fit`; UsageError RUN_MISSING.
+    """
+    recipe = read_recipe(recipe_of(Path(directory)))
+    profiles = profiles_of(recipe)
+    run = RunDirectory.resume(Path(directory))
+    words = f"planish fit --resume {shlex.quote(str(run.root))}"
+    return run_in(run, recipe, profiles, listener or Listener(), command or words)
+
+
+def profiles_of(recipe: Recipe) -> list[Profile]:
+    """The recipe's targets, each of which can be measured on.
+
+    Raises:
+        UsageError: TARGET_UNKNOWN, PROFILE_INVALID. MissingEnvironmentError: EMULATOR_MISSING.
+    """
+    profiles = [load_profile(name) for name in recipe.targets]
+    if any(profile.kind == "emulator" for profile in profiles):
+        require_emulator()
+    return profiles
+
+
+def run_in(
+    run: RunDirectory, recipe: Recipe, profiles: Sequence[Profile], listener: Listener, command: str
+) -> RunRecord:
+    """The run of a recipe in its directory. However it ends, short of being killed, `status.json` says so."""
+    try:
+        return _run(run, recipe, profiles, listener, command, datetime.now(UTC))
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        told = error.to_json() if isinstance(error, PlanishError) else repr(error)
+        with contextlib.suppress(OSError):  # a full disk has no room for its own news
+            run.status(state=state, error=told)
+            run.event("stopped", state=state, error=told)
+        raise
+
+
+def _run(
+    run: RunDirectory,
+    recipe: Recipe,
+    profiles: Sequence[Profile],
+    listener: Listener,
+    command: str,
+    started: datetime,
+) -> RunRecord:
+    write_atomic(run.root / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    run.event("begin", command=command)
+
+    def doing(text: str) -> None:
+        listener.doing(text)
+        run.status(state="running", doing=text, at=datetime.now(UTC))
+
+    stages = Stages(run, recipe, profiles, doing)
+
+    def told(candidate: Candidate, limits: tuple[LimitRecord, ...]) -> None:
+        if candidate.index == 0:
+            listener.begun(recipe, [target_record(p) for p in profiles], goal_record(recipe, limits, None))
+        record = candidate_record(stages, candidate)
+        listener.judged(record)
+        run.event(
+            "candidate",
+            index=candidate.index,
+            verdict=candidate.verdict,
+            outcomes=[outcome.model_dump(mode="json") for outcome in candidate.outcomes],
+        )
+
+    result = search(stages, told)
+    record = run_record(stages, result, command=command, started=started, finished=datetime.now(UTC))
+    write(stages, result, record)
+    run.event("end", verdict=record.verdict, exit_code=record.exit_code)
+    run.status(state="done", verdict=record.verdict, exit_code=record.exit_code, headline=record.headline)
+    return record
