@@ -116,9 +116,10 @@ def unpack(
         versions = {}
         for archive in archives:
             package, version, _ = archive.stem.split("_")
-            if package not in leave_out:
-                _extract(archive, into, package, architecture, missing)
-                versions[package] = version.replace("%3a", ":")
+            if package in leave_out:
+                continue
+            _extract(archive, into, package, architecture, missing)
+            versions[package] = version.replace("%3a", ":")
             archive.unlink()
     return versions
 
@@ -131,8 +132,11 @@ def downloaded(
     missing: Missing,
     suites: Sequence[str],
     progress: Progress,
-) -> Iterator[list[Path]]:
-    """The package files of `packages` and all they depend on, by name, as long as the block lasts; see `unpack`."""
+) -> Iterator[dict[Path, str]]:
+    """The package files of `packages` and all they depend on, as long as the block lasts; see `unpack`.
+
+    Each file by name, and where on the mirror it came from, below the mirror's base address.
+    """
     require_programs(["apt-get", "dpkg", "dpkg-deb"], "use Debian 12 (the tested system) or a container of it", missing)
     with tempfile.TemporaryDirectory(prefix=".apt.", dir=beside) as scratch:
         state = Path(scratch)
@@ -148,10 +152,16 @@ def downloaded(
         progress(f"reading the {architecture} package lists")
         update = _run(["apt-get", "-c", str(conf), "-q", "update"])
         progress(f"downloading {', '.join(packages)} ({architecture})")
-        install = _run(["apt-get", "-c", str(conf), "-q", "-y", "--download-only", "install", *packages])
-        if install.returncode != 0:
-            raise _diagnose(packages, architecture, update.stdout + install.stdout, missing)
-        yield sorted((state / "cache/archives").glob("*.deb"))
+        install = ["apt-get", "-c", str(conf), "-q", "-y", "--download-only", "install", *packages]
+        addresses = _run([*install, "--print-uris"]).stdout
+        done = _run(install)
+        if done.returncode != 0:
+            raise _diagnose(packages, architecture, update.stdout + done.stdout, missing)
+        found = {line.split()[1]: line.split()[0].strip("'") for line in addresses.splitlines() if line[:1] == "'"}
+        yield {
+            archive: "pool/" + found.get(archive.name, "").partition("/pool/")[2]
+            for archive in sorted((state / "cache/archives").glob("*.deb"))
+        }
 
 
 def unpack_pinned(

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from targets import debian
@@ -132,8 +133,14 @@ def _check_runs(command: list[str], tools: Path, name: str) -> str:
 
 def _build_sysroot(into: Path, progress: Progress) -> None:
     versions = unpack(SYSROOT_PACKAGES, "arm64", into, progress=progress)
-    pins = wheels()
-    progress(f"downloading aarch64 wheels: {', '.join(pins)}")
+    progress(f"downloading aarch64 wheels: {', '.join(wheels())}")
+    install_wheels(wheels(), into / SITE, environment_missing)
+    _build_executorch_runner(into / SITE / "executorch", into.parent, progress)
+    record_versions(into, versions)
+
+
+def install_wheels(wheels: Sequence[str], into: Path, missing: debian.Missing) -> None:
+    """Install aarch64 wheels for the emulated Python, without what they depend on."""
     platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
     done = subprocess.run(
         [
@@ -144,7 +151,7 @@ def _build_sysroot(into: Path, progress: Progress) -> None:
             "--quiet",
             "--disable-pip-version-check",
             "--target",
-            str(into / SITE),
+            str(into),
             "--only-binary=:all:",
             "--python-version",
             "3.11",
@@ -153,7 +160,7 @@ def _build_sysroot(into: Path, progress: Progress) -> None:
             "--no-deps",
             "--no-compile",
             *platforms,
-            *pins,
+            *wheels,
         ],
         capture_output=True,
         text=True,
@@ -161,13 +168,11 @@ def _build_sysroot(into: Path, progress: Progress) -> None:
     )
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module named" in line]
-        raise environment_missing(
-            "the runtimes' aarch64 wheels could not be installed into planish's cache",
+        raise missing(
+            f"aarch64 wheels could not be installed into planish's cache: {', '.join(wheels)}",
             "; ".join(errors)[-300:] or done.stderr.strip()[-300:],
             "check that `python -m pip download numpy` works here, then run the set-up again",
         )
-    _build_executorch_runner(into / SITE / "executorch", into.parent, progress)
-    record_versions(into, versions)
 
 
 def _build_executorch_runner(package: Path, scratch: Path, progress: Progress) -> None:

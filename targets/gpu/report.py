@@ -1,0 +1,53 @@
+"""What LiteRT's GPU accelerator says it takes of an artifact: lines of its log.
+
+It says them only of an artifact that it does not take whole: a line for each kind of operator and reason, then how many
+operators run where. It takes one run of operators that it knows, the longest; all others, known or not, stay on the
+CPU (`partition.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+HEAD = "not supported by GPU delegate:"
+REFUSED = re.compile(r"([A-Z][A-Z0-9_]*(?: [A-Za-z0-9_.:]+)?): (.+)")
+SHARES = re.compile(r"(No|\d+) operations will run on the GPU, and (?:the remaining|all) (\d+) operations will run on")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Operators of the artifact's main graph on each side, and (kind of operator, reason) of those it does not know."""
+
+    gpu_operators: int
+    cpu_operators: int
+    refused: tuple[tuple[str, str], ...]
+
+    @property
+    def accelerated(self) -> bool:
+        return self.cpu_operators == 0
+
+
+def read_report(log: str, *, operators: int, accelerated: bool) -> Report:
+    """The report in the log of a process that opened one artifact.
+
+    Args:
+        operators: of the artifact's main graph.
+        accelerated: whether LiteRT says that the accelerator took all of them.
+
+    Raises:
+        ValueError: it did not, and the log does not say what it took.
+    """
+    if accelerated:
+        return Report(operators, 0, ())
+    shares = SHARES.search(log)
+    if shares is None:
+        raise ValueError("LiteRT's GPU accelerator took not all of the artifact, and its log does not say why")
+    on_gpu = 0 if shares[1] == "No" else int(shares[1])
+    refused: list[tuple[str, str]] = []
+    for line in log[: shares.start()].rpartition(HEAD)[2].strip().splitlines():
+        if found := REFUSED.fullmatch(line.strip()):
+            refused.append((found[1], found[2]))
+        elif refused:  # a reason of several lines
+            refused[-1] = (refused[-1][0], f"{refused[-1][1]} {line.strip()}")
+    return Report(on_gpu, int(shares[2]), tuple(dict.fromkeys(refused)))
