@@ -31,6 +31,7 @@ RECIPE = "recipe.toml"
 LOCK = ".lock"
 STATUS = "status.json"
 EVENTS = "events.ndjson"
+UNWRITTEN = ".*.*.????????"  # what `write_atomic` leaves of a file when its process is killed
 
 
 class RunDirectory:
@@ -44,6 +45,8 @@ class RunDirectory:
         self._warned = False
         for leftover in root.rglob(f"{PARTIAL}*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in root.glob(UNWRITTEN):
+            leftover.unlink()
 
     @classmethod
     def create(cls, root: Path, recipe_toml: str, *, publishes: bool = True) -> RunDirectory:
@@ -64,7 +67,7 @@ class RunDirectory:
                 code="RUN_EXISTS",
             )
         with writing(root):
-            if not (root / RECIPE).exists() and root.is_dir() and set(os.listdir(root)) - {LOCK}:
+            if not (root / RECIPE).exists() and root.is_dir() and _others_files(root):
                 raise UsageError(
                     "the output directory is not empty",
                     where=str(root),
@@ -132,6 +135,13 @@ class RunDirectory:
                 self._reserved.add(keys[name])
                 turn.callback(self._reserved.discard, keys[name])
             yield [name for name in missing if self._from_store(name, keys[name]) is None]
+
+    def keep_recipe(self, recipe_toml: str) -> None:
+        """Go on with this recipe; a change is written down."""
+        before = (self.root / RECIPE).read_text(encoding="utf-8")
+        if before != recipe_toml:
+            self.event("recipe", before=before, after=recipe_toml)
+            write_atomic(self.root / RECIPE, recipe_toml)
 
     def holds(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the stage was made from these inputs, here or in another run; from then on it is in this run."""
@@ -273,6 +283,11 @@ def take_run(root: Path) -> IO[str]:
             fix="wait for it, stop it, or choose another -o",
         )
     return lock
+
+
+def _others_files(root: Path) -> set[str]:
+    """Names in a directory that are not of a run that was killed before its recipe was written."""
+    return set(os.listdir(root)) - {LOCK} - {path.name for path in root.glob(f".{RECIPE}.????????")}
 
 
 @contextlib.contextmanager

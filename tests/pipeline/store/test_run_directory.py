@@ -77,6 +77,13 @@ def test_a_run_that_ended_before_its_first_candidate_is_started_over(run: RunDir
     assert (RunDirectory.create(run.root, "model = 'y'\n").root / "recipe.toml").read_text() == "model = 'y'\n"
 
 
+def test_a_run_that_was_killed_while_it_wrote_its_recipe_is_started_over(tmp_path: Path) -> None:
+    for name in (".lock", ".recipe.toml.x7_y8abc"):
+        (tmp_path / name).touch()
+    RunDirectory.create(tmp_path, "")
+    assert set(os.listdir(tmp_path)) == {".lock", "recipe.toml"}
+
+
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".partial-of-another-program").mkdir()
     with pytest.raises(UsageError) as caught:
