@@ -67,6 +67,10 @@ class CostTable:
         Raises:
             MissingEnvironmentError: `COST_TABLE_MISSING`, with the command that builds it.
         """
+        if profile.kind == "gpu":
+            from targets.gpu.cost_table import GpuCostTable
+
+            return GpuCostTable.load(profile, format)
         format = SAME_KERNELS.get(format, format)
         path = table_path(profile, format)
         if profile.kind == "host" and _record(path).get("model") != MODEL:

@@ -13,8 +13,10 @@ from targets.errors import UsageError, nearest
 from targets.facts import FactFile, between, invalid
 
 PROFILES = Path(__file__).parent / "profiles"
+CONSTANTS = Path(__file__).parent / "gpu" / "constants"
 LINE_BYTES = 64
-Kind = Literal["host", "emulator"]
+Architecture = Literal["adreno-6xx", "adreno-7xx", "mali-bifrost", "mali-valhall", "powervr", "apple-a9", "apple-a11"]
+Kind = Literal["host", "emulator", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,24 @@ class Dram:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A target: the cores of one cluster of one device, or this machine.
+class Gpu:
+    """The GPU of a device, whose inferences are modelled (`targets.gpu`)."""
 
-    A host target is measured by the clock: `core` and everything about caches and memory is None.
+    name: str
+    architecture: Architecture
+    units: int = between(1, 64)  # compute units as the TFLite delegate counts them
+    lanes: int = between(8, 8192)  # multiply-adds in fp32 a clock, of all units
+    clock_mhz: float = between(100, 3000, "MHz")
+    bandwidth_gb_s: float = between(1, 500, "GB/s")  # peak of the memory's interface
+    constants: str  # of `targets/gpu/constants`; another GPU's are carried over
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A target: the cores of one cluster of one device, its GPU, or this machine.
+
+    A host target is measured by the clock: `core` and everything about caches and memory is None. So it is of a GPU,
+    which has `gpu` instead.
     """
 
     name: str
@@ -72,7 +88,8 @@ class Profile:
     l2: L2Cache | None
     l3: L3Cache | None  # not every chip has one
     dram: Dram | None
-    version: str  # first 12 hex digits of the SHA-256 of the TOML text and of its core's
+    gpu: Gpu | None
+    version: str  # first 12 hex digits of the SHA-256 of the TOML text and of its core's, or of the GPU's constants
     sources: dict[str, str]  # field -> where the value comes from
     unknown: dict[str, str]  # field -> why it is unknown, and what stands in
 
@@ -118,7 +135,8 @@ def read_profile(path: Path) -> Profile:
     _check_hardware(path, facts)
     file.require_sources(facts, prose=PROSE)
     core = load_core(core_name, asked_by=path) if core_name is not None else None
-    digest = hashlib.sha256((file.text + (core.version_text if core else "")).encode())
+    behind = core.version_text if core else _constants(path, facts["gpu"]) if facts["gpu"] else ""
+    digest = hashlib.sha256((file.text + behind).encode())
     return Profile(
         **facts | {"core": core},
         name=path.stem,
@@ -128,14 +146,26 @@ def read_profile(path: Path) -> Profile:
     )
 
 
+def _constants(path: Path, gpu: Gpu) -> str:
+    """The text of the constants a GPU is modelled by."""
+    names = [file.stem for file in sorted(CONSTANTS.glob("*.json")) if file.stem not in ("kernels", "carried_over")]
+    if gpu.constants not in names:
+        why = f"gpu.constants is '{gpu.constants}'; {nearest(gpu.constants, names)}there are {', '.join(names)}"
+        raise invalid(path, why)
+    return (CONSTANTS / f"{gpu.constants}.json").read_text(encoding="utf-8")
+
+
 def _check_hardware(path: Path, facts: dict[str, Any]) -> None:
-    """An emulated target has hardware, a host target has none; caches grow and slow down level by level."""
+    """An emulated target has hardware, the others have none, a GPU is its own; caches grow and slow down by level."""
     emulated = facts["kind"] == "emulator"
+    if (facts["kind"] == "gpu") != (facts["gpu"] is not None):
+        raise invalid(path, "missing: gpu" if facts["kind"] == "gpu" else f"a target of kind {facts['kind']} has no gpu")
     wrong = [name for name in HARDWARE if (facts[name] is not None) != emulated]
     if emulated and wrong:
         raise invalid(path, f"missing: {', '.join(wrong)}")
     if wrong or (facts["l3"] and not emulated):
-        raise invalid(path, f"a host target is measured by the clock and has no {', '.join(wrong or ['l3'])}")
+        how = "modelled" if facts["gpu"] else "measured by the clock"
+        raise invalid(path, f"a {facts['kind']} target is {how} and has no {', '.join(wrong or ['l3'])}")
     if not emulated:
         return
     if type(facts["core"]) is not str:

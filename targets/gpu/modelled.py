@@ -1,0 +1,109 @@
+"""What an exported artifact takes on a mobile GPU: *modelled*, with an interval, in the form of a measurement."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets.errors import UsageError
+from targets.gpu.carried import is_measured, model_of
+from targets.gpu.fusion import Fused, fuse, not_measured
+from targets.gpu.graph import read
+from targets.measure import Measurement
+from targets.profile import Profile
+from targets.runners import Timing
+
+RUNNER = "model"
+RUNTIME = "modelled: TFLite 2.10 GPU delegate, fp16"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kernel of an inference."""
+
+    fused: Fused
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """An inference; nine of ten networks nobody fitted on were within the interval."""
+
+    milliseconds: float
+    low_ms: float
+    high_ms: float
+    fixed_ms: float  # the part that is no kernel's
+    parts: tuple[Part, ...]
+    not_measured: tuple[str, ...]  # kinds of operators priced by the bytes they move
+    carried_over: bool  # the constants are another GPU's
+
+
+def modelled(artifact: Path, format: str, profile: Profile) -> Modelled:
+    """An inference of `artifact` on the GPU of `profile`, as if the delegate took every operator.
+
+    Raises:
+        UsageError: `FORMAT_NOT_MODELLED` for what is no .tflite, `ARTIFACT_UNUSABLE`.
+    """
+    if format != "tflite":
+        raise UsageError(
+            f"an artifact of format '{format}' cannot be modelled on {profile.name}",
+            where=str(artifact),
+            why="the model is of TFLite's GPU delegate and reads .tflite files",
+            fix="export to tflite",
+            code="FORMAT_NOT_MODELLED",
+        )
+    model = model_of(profile)
+    graph = read(artifact)
+    parts = tuple(Part(one, model.marginal_ms(one.kernel)) for one in fuse(graph, model.unit.architecture))
+    total = model.overhead.fixed_ms + sum(part.milliseconds for part in parts)
+    return Modelled(
+        total,
+        total / model.interval,
+        total * model.interval,
+        model.overhead.fixed_ms,
+        parts,
+        tuple(not_measured(graph)),
+        not is_measured(profile.gpu),
+    )
+
+
+def time_artifacts(artifacts: Sequence[Path], format: str, profile: Profile) -> list[Timing]:
+    """What a runner returns: one sample, with the interval in its state."""
+    return [_timing(modelled(artifact, format, profile)) for artifact in artifacts]
+
+
+def measure(artifact: Path, *, format: str, profile: Profile) -> Measurement:
+    """A `Measurement` whose runner is "model": one sample, and the model's interval in place of a median's."""
+    found = modelled(artifact, format, profile)
+    timing = _timing(found)
+    return Measurement(
+        artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
+        format=format,
+        target=profile.name,
+        profile_version=profile.version,
+        runner=RUNNER,
+        runtime=timing.runtime,
+        n=1,
+        median_ms=found.milliseconds,
+        p90_ms=found.milliseconds,
+        mad_ms=0.0,
+        low_ms=found.low_ms,
+        high_ms=found.high_ms,
+        samples_ms=timing.samples_ms,
+        instructions=None,
+        cycles=None,
+        state=timing.state,
+    )
+
+
+def _timing(found: Modelled) -> Timing:
+    state = {
+        "modelled": True,
+        "interval_ms": [found.low_ms, found.high_ms],
+        "dispatches": sum(part.fused.kernel.dispatches for part in found.parts),
+        "priced_by_bytes": list(found.not_measured),
+        "carried_over": found.carried_over,
+    }
+    return Timing((found.milliseconds,), RUNTIME, None, None, state)
