@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from reports.matrix import MatrixRecord
-from reports.records import CandidateRecord, GoalRecord, RunRecord, TargetRecord, Verdict
+from reports.records import CandidateRecord, GoalRecord, OutcomeRecord, RunRecord, TargetRecord, Verdict
 from reports.schema import Count, Record
 
 EVENTS_VERSION = 1
@@ -152,12 +152,12 @@ class LogFailedEvent(Event):
 
 
 class LogCandidateEvent(Event):
-    """A candidate was judged: the measured median of the artifact that decides, and the verdict."""
+    """A candidate was judged, index 0 is the original: what was measured of it against each limit, and the verdict."""
 
     event: Literal["candidate"]
     index: Count
-    milliseconds: Annotated[float, Field(gt=0)] | None
     verdict: Literal["met", "above", "undecided"]
+    outcomes: tuple[OutcomeRecord, ...]
 
 
 class LogWarningEvent(Event):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reports import quantities
-from reports.records import GoalRecord, LimitRecord, OutcomeRecord, QualityRecord, TargetRecord
+from reports.measured import QualityRecord
+from reports.records import GoalRecord, LimitRecord, OutcomeRecord, TargetRecord
 
 QUANTITIES = {"latency": "median", "p90": "p90", "size": "size", "memory": "peak memory"}
 SIGNS = {"met": "●", "above": "▲", "undecided": "◆"}
@@ -19,11 +20,15 @@ def short(limit: LimitRecord, goal: GoalRecord, median: str = "measured") -> str
     return limit.target if limit.quantity == "latency" else f"{limit.target} {QUANTITIES[limit.quantity]}"
 
 
+def about(limit: LimitRecord | OutcomeRecord, several: bool) -> str:
+    """What is limited, `pixel-4-cpu median`; the target is named where there are several."""
+    return f"{limit.target} {QUANTITIES[limit.quantity]}" if several and limit.target else QUANTITIES[limit.quantity]
+
+
 def sentence(limit: LimitRecord, several: bool) -> str:
     """`median ≤ 8.50 ms`, `pixel-4-cpu median ≤ 8.50 ms (60% of the original)`."""
-    where = f"{limit.target} " if several and limit.target else ""
     share = f" ({limit.asked} of the original)" if limit.asked.endswith("%") else ""
-    return f"{where}{QUANTITIES[limit.quantity]} ≤ {quantities.measured(limit.limit, limit.unit)}{share}"
+    return f"{about(limit, several)} ≤ {quantities.measured(limit.limit, limit.unit)}{share}"
 
 
 def asked(targets: Sequence[TargetRecord], goal: GoalRecord) -> list[str]:
@@ -40,7 +45,7 @@ def apart(outcome: OutcomeRecord) -> str:
 
 
 def uncertainty(quality: QualityRecord, max_drop: float | None) -> str:
-    """What the samples cannot tell: whether the floor is kept. Empty where they can."""
+    """Said where the samples cannot tell whether the floor is kept; empty where they can."""
     if max_drop is None or not quality.straddles(max_drop):
         return ""
-    return f"the floor is within what {quality.samples:,} samples can tell"
+    return f"too close to the floor for {quality.samples:,} samples to tell"

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import limits, quantities
-from reports.records import LimitRecord, QualityRecord, TargetRecord, Verdict
+from reports.measured import QualityRecord
+from reports.records import LimitRecord, TargetRecord, Verdict
 from reports.schema import Count, Milliseconds, Record, Sha256, VersionedRecord
 from reports.streams import printable
 from reports.tables import VERDICTS, Rows, fitting, place

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import quantities
-from reports.records import OperatorRecord
+from reports.measured import OperatorRecord
 
 NOTABLE = 0.1  # of the time, in operators that only move or adjust data
 APART, SHAPED = 130, 96  # columns that a table takes which has the kind beside the module, and the shape

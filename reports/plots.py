@@ -137,7 +137,7 @@ def latency_quality(
     if floor is not None:
         name = f"{'floor' if higher_is_better else 'at most'} {quality(floor, unit)}"
         parts += _floor(y(floor), name, left, right, top, bottom, taken)
-    parts.append(_front(points, x, y, taken))
+    parts.append(_front(points, x, y, taken, higher_is_better))
     for each in points:
         parts.append(_whiskers(each, x, y))
     for each in sorted(points, key=lambda each: each.chosen):
@@ -211,9 +211,18 @@ def _floor(
     ]
 
 
-def _front(points: Sequence[Point], x: _Axis, y: _Axis, taken: list[_Box]) -> str:
-    """The best quality reached at each latency: steps from a point of the front to the next slower one."""
-    corners = [(x(each.x_ms), y(each.y)) for each in sorted(points, key=lambda each: each.x_ms) if each.front]
+def _front(points: Sequence[Point], x: _Axis, y: _Axis, taken: list[_Box], higher_is_better: bool) -> str:
+    """The best quality reached at each latency: steps from a point of the front to the next slower and better one.
+
+    With limits beside this latency the front may hold points that are worse here, for the sake of another limit.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    corners: list[tuple[float, float]] = []
+    best = -math.inf
+    for each in sorted((each for each in points if each.front), key=lambda each: (each.x_ms, -sign * each.y)):
+        if sign * each.y > best:
+            best = sign * each.y
+            corners.append((x(each.x_ms), y(each.y)))
     if len(corners) < 2:
         return ""
     steps = "".join(f"H{across:.1f}V{up:.1f}" for across, up in corners[1:])

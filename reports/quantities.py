@@ -93,14 +93,19 @@ def _signed(delta: float) -> str:
 
 def measured(value: float | None, unit: str) -> str:
     """A quantity that a limit is set on, by its unit: `8.31 ms`, `1.02 MB`."""
-    return milliseconds(value) if unit == "ms" else size(None if value is None else round(value))
+    if value is None:
+        return MISSING
+    return milliseconds(value) if unit == "ms" else size(round(value))
 
 
-def measured_interval(low: float, high: float, unit: str) -> str:
-    """Empty for what is known exactly, like the size of a file."""
-    if unit == "ms":
+def measured_interval(low: float, high: float | None, unit: str) -> str:
+    """Empty for what is known exactly, like the size of a file; `[8.29, ∞]` without an upper bound."""
+    if low == high:
+        return ""
+    if unit == "ms" and high is not None:
         return interval(low, high)
-    return f"[{measured(low, unit)}, {measured(high, unit)}]" if low < high else ""
+    bounds = [significant(low) if unit == "ms" else size(round(low)), "∞" if high is None else size(round(high))]
+    return f"[{', '.join(bounds)}]"
 
 
 def against_target(margin_percent: float | None) -> str:

@@ -6,12 +6,12 @@ beside the measurement it led to and is never a result. The JSON of a record rea
 
 from __future__ import annotations
 
-import math
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
 
+from reports.measured import MeasurementRecord, OperatorRecord, QualityRecord
 from reports.schema import Count, Milliseconds, Percent, Record, Sha256, VersionedRecord
 from reports.verification import DelegationRecord, ExportRecord, ParityRecord
 from targets.errors import UsageError
@@ -45,129 +45,6 @@ class RejectedRecord(Record):
     kind: str
     site: str
     reason: str
-
-
-class MeasurementRecord(Record):
-    """How long one inference of one artifact takes on the target; `low_ms`..`high_ms` is the median's interval."""
-
-    format: str
-    target: str
-    runner: str
-    runtime: str
-    n: Annotated[int, Field(ge=1)]
-    median_ms: Annotated[float, Field(gt=0)]
-    p90_ms: Milliseconds
-    low_ms: Milliseconds
-    high_ms: Milliseconds
-    instructions: Count | None
-    cycles: Annotated[float, Field(ge=0)] | None
-    artifact_sha256: Sha256
-    bytes: Count
-    file: str | None = None
-    """Path of the artifact, relative to the run directory."""
-    confidence_percent: Percent | None = None
-    """Confidence level of the interval; None where it is not a statistical one."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """Of the runtime, each on a core of its own."""
-
-
-class OperatorRecord(Record):
-    """One operator of an inference on an emulated target; the last one of an inference is the runtime's own work.
-
-    `share` is of the inference's time, `macs` of one sample. `bound` is what most of its cycles went to. The peak is
-    of the cores it ran on, in its precision; None where that is unknown.
-    """
-
-    name: str
-    kind: str
-    module: str
-    shape: str
-    out_shape: tuple[int, ...]
-    share: Annotated[float, Field(ge=0)]
-    milliseconds: Milliseconds
-    cycles: Annotated[float, Field(ge=0)]
-    instructions: Count
-    macs: Count
-    flop_per_cycle: Annotated[float, Field(ge=0)]
-    peak_flop_per_cycle: Annotated[float, Field(gt=0)] | None
-    bound: Literal["compute", "branches", "L1", "L2", "L3", "DRAM", "threads"]
-
-    @property
-    def peak_share(self) -> float | None:
-        """FLOP a cycle of the most that is possible."""
-        return self.flop_per_cycle / self.peak_flop_per_cycle if self.peak_flop_per_cycle else None
-
-
-class QualityRecord(Record):
-    """How good a candidate is at its task, with a 95 % interval, and what it lost against the original.
-
-    Attributes:
-        metric: `top-1`, `agreement with the original`, or the name of the user's own.
-        value, low, high: in `unit`, which is empty where a metric of the user's has none that is known.
-        higher_is_better: the metric's direction.
-        lost, lost_low, lost_high: what the original has more (less, where lower is better), on the same samples, with
-            the interval of the paired difference; None for the original.
-    """
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    unit: Literal["%", ""] = "%"
-    higher_is_better: bool = True
-    samples: Annotated[int, Field(ge=1)]
-    evaluated_on: Literal["artifact", "network"]
-    lost: float | None = None
-    lost_low: float | None = None
-    lost_high: float | None = None
-
-    @property
-    def change(self) -> float | None:
-        """The value less the original's; None for the original."""
-        return None if self.lost is None else -self.lost if self.higher_is_better else self.lost
-
-    @property
-    def change_interval(self) -> tuple[float, float] | None:
-        """The interval of `change`."""
-        if self.lost_low is None or self.lost_high is None:
-            return None
-        return (-self.lost_high, -self.lost_low) if self.higher_is_better else (self.lost_low, self.lost_high)
-
-    @property
-    def original(self) -> float:
-        """The original's value on the same samples."""
-        return self.value - (self.change or 0.0)
-
-    def least_allowed(self, max_drop: float) -> float:
-        """The floor: the least value (the most, where lower is better) when `max_drop` may be lost."""
-        floor = self.original - max_drop if self.higher_is_better else self.original + max_drop
-        return max(0.0, floor) if self.unit == "%" else floor
-
-    def straddles(self, max_drop: float) -> bool:
-        """Whether these samples cannot tell if more than `max_drop` was lost."""
-        return self.lost_low is not None and self.lost_high is not None and self.lost_low <= max_drop < self.lost_high
-
-    @classmethod
-    def of_counts(
-        cls,
-        metric: Literal["top-1", "agreement with the original"],
-        correct: int,
-        samples: int,
-        evaluated_on: Literal["artifact", "network"],
-    ) -> QualityRecord:
-        """From counts. Interval: Wilson 1927, score interval at z = 1.96; it stays sensible at 0 % and 100 %."""
-        share, z = correct / samples, 1.959964
-        spread = 1 + z * z / samples
-        centre = (share + z * z / (2 * samples)) / spread
-        half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples)) / spread
-        return cls(
-            metric=metric,
-            value=100 * share,
-            low=100 * max(0.0, min(share, centre - half)),
-            high=100 * min(1.0, max(share, centre + half)),
-            samples=samples,
-            evaluated_on=evaluated_on,
-        )
 
 
 class FailureRecord(Record):

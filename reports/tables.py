@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import limits, quantities
-from reports.records import CandidateRecord, GoalRecord, LimitRecord, MeasurementRecord, RunRecord, TargetRecord
+from reports.measured import MeasurementRecord
+from reports.records import AdviceRecord, CandidateRecord, GoalRecord, LimitRecord, RunRecord, TargetRecord
 from reports.streams import printable
 
 _GAP = 2
@@ -153,13 +154,17 @@ def summary(run: RunRecord, directory: Path, width: int) -> list[Table | Text]:
         lines.append(Text(doubt, style="dim"))
     if run.advice:
         lines.append(Text())
-        lines += [Text.assemble((printable(each.option), "bold"), f"  {printable(each.text)}") for each in run.advice]
+        lines += [_advice(each) for each in run.advice]
     lines.append(Text())
     if run.chosen:
         lines += [place(each.format, directory / each.file) for each in run.chosen.exports]
     lines.append(place("report", directory / "report.html"))
     lines.append(place("next", printable(run.next_command or f"open {directory / 'report.html'}")))
     return lines
+
+
+def _advice(advice: AdviceRecord) -> Text:
+    return Text.assemble((printable(advice.option or advice.knob), "bold"), f"  {printable(advice.text)}")
 
 
 def _summary_rows(run: RunRecord) -> Rows:

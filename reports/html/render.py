@@ -15,7 +15,8 @@ from reports import limits, operators, plots, quantities
 from reports.comparison import compare_layers
 from reports.depth import error_by_depth
 from reports.matrix import MatrixRecord
-from reports.records import CandidateRecord, QualityRecord, RunRecord
+from reports.measured import QualityRecord
+from reports.records import CandidateRecord, RunRecord
 from reports.verification import CulpritRecord, ParityRecord
 
 _VERDICTS = {

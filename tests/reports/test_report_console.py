@@ -224,8 +224,8 @@ def test_a_metric_of_the_users_has_four_digits_and_no_percent(runs):
 def test_the_summary_says_what_each_knob_would_buy_and_what_the_samples_cannot_tell(runs):
     out, _ = play(runs["floor broken"], "plain")
     assert "--max-drop 1.4pt  Candidate 2 is handed over as it is." in out
-    assert "the floor is within what 2,000 samples can tell" in out
-    assert "samples can tell" not in play(runs["base meets"], "plain")[0]
+    assert "too close to the floor for 2,000 samples to tell" in out
+    assert "samples to tell" not in play(runs["base meets"], "plain")[0]
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

@@ -148,7 +148,8 @@ def test_what_a_run_directory_keeps_is_described(tmp_path):
         with pytest.raises(type(error)):
             run.stage("export", {}, raising(error))
     run._without_store(OSError("read-only file system"))
-    run.event("candidate", index=1, milliseconds=8.4, verdict="met")
+    outcomes = [each.model_dump(mode="json") for each in two_targets().candidate(4).outcomes]
+    run.event("candidate", index=4, verdict="met", outcomes=outcomes)
     run.event("stopped", state="failed", error=ERROR.to_json())
     run.event("end", verdict="met", exit_code=0)
 
@@ -158,6 +159,8 @@ def test_what_a_run_directory_keeps_is_described(tmp_path):
     assert [each.cached for each in events if each.event == "stage"] == [False, "run", "store", False, "store"]
     assert [each.source for each in events if each.event == "dropped"] == ["run", "run", "store"]
     first, second = (each.error for each in events if each.event == "failed")
+    candidate = next(each for each in events if each.event == "candidate")
+    assert candidate.outcomes == two_targets().candidate(4).outcomes
     assert first.model_dump() == ERROR.to_json() and second == "ZeroDivisionError('a bug')"
 
 

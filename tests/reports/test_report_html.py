@@ -142,8 +142,7 @@ def test_every_limit_is_shown_for_every_candidate_where_there_are_several(pages,
         assert row in words, row
     assert "Raspberry Pi 4" in words and "Latency on pixel-4-cpu" in words and "Worst margin" in words
     assert "tflite decides pixel-4-cpu" in words and "2.9 % under the limit of 1.11 MB" in words
-    titles = [attributes["title"] for tag, attributes in pages["two targets"].tags if "title" in attributes]
-    assert titles == ["the interval straddles the limit"]
+    assert "raspberry-pi-4 median: the interval straddles the limit." in words
     assert not [name for name in runs if name != "two targets" and "Targets and limits" in pages[name].words]
 
 
@@ -178,10 +177,18 @@ def test_a_limit_that_no_other_card_shows_has_one(runs, quantity, unit, limit, h
     assert f"{heading} {said}" in words
 
 
+def test_an_interval_without_an_upper_bound_is_shown_as_such(runs):
+    run = runs["two targets"]
+    outcomes = tuple(each.model_copy(update={"high": None}) for each in run.candidate(4).outcomes)
+    changed = run.candidate(4).model_copy(update={"outcomes": outcomes})
+    words = Page(render(run.model_copy(update={"candidates": (changed,), "front": (), "advice": ()}))).words
+    assert "4 winner 8.24 ms [8.22, ∞] ● 3.1 % under" in words
+
+
 def test_a_broken_floor_is_said_at_the_top_with_what_each_knob_would_buy(pages):
     words = pages["floor broken"].words
     assert "The quality floor is broken : 1.40 pt of top-1 lost, at most 1.00 pt allowed" in words
-    assert "the floor is within what 2,000 samples can tell" in words
+    assert "too close to the floor for 2,000 samples to tell" in words
     assert "−1.40 pt [−2.00, −0.80]" in words
     assert "What each knob would buy latency Candidate 1 takes 9.31 ms and loses 0.25 points." in words
     assert words.count("the original") == 0 and "--recover 20min" in words
@@ -222,6 +229,12 @@ def test_the_front_is_drawn_as_steps_through_its_points(runs):
     assert start[0] < steps[0][0] < steps[1][0], "from the fastest to the slowest"
     assert start[1] > steps[0][1] > steps[1][1], "each of them better: higher on the page"
     assert path.count("H") == path.count("V") == 2 and "target" not in svg
+    other = point("#4", 12.0, 91.2, front=True)  # on the front for the sake of another limit: here #3 is both
+    worse = [point("#3", 10.0, 91.5, front=True), other, point("base", 14.0, 92.0, front=True)]
+    (path,) = re.findall(
+        r'class="front" d="([^"]*)"', plots.latency_quality(worse, target_ms=None, floor=None, metric="top-1")
+    )
+    assert path.count("H") == 1
     assert 'class="front"' not in plots.latency_quality(
         [point("#1", 8.0, 91.0, front=True)], target_ms=8.5, floor=None, metric="top-1"
     )

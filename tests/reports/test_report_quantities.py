@@ -42,6 +42,13 @@ def test_the_ends_of_a_real_interval_never_look_equal(low, relative):
 
 
 @pytest.mark.parametrize(
+    ("value", "text"), [(8.31234, "8.312"), (9999.96, "10,000"), (1234.5, "1,234"), (0.00012344, "0.0001234")]
+)
+def test_as_many_digits_as_are_asked_for(value, text):
+    assert quantities.significant(value, 4) == text
+
+
+@pytest.mark.parametrize(
     ("call", "text"),
     [
         (lambda: quantities.interval(14.157, 14.243), "[14.16, 14.24]"),
@@ -52,6 +59,26 @@ def test_the_ends_of_a_real_interval_never_look_equal(low, relative):
         (lambda: quantities.points(-0.35), "−0.35 pt"),
         (lambda: quantities.points(0.001), "±0.00 pt"),
         (lambda: quantities.points(0.1), "+0.10 pt"),
+        (lambda: quantities.quality(91.349, "%"), "91.35 %"),
+        (lambda: quantities.quality(0.0821437, ""), "0.08214"),
+        (lambda: quantities.quality(1234.56, ""), "1,235"),
+        (lambda: quantities.quality(None, ""), "–"),
+        (lambda: quantities.quality_interval(90.04, 92.46, "%"), "[90.0, 92.5]"),
+        (lambda: quantities.quality_interval(0.08156, 0.0879612, ""), "[0.08156, 0.08796]"),
+        (lambda: quantities.quality_change(-0.35, "%"), "−0.35 pt"),
+        (lambda: quantities.quality_change(0.0025213, ""), "+0.00252"),
+        (lambda: quantities.quality_change(-0.0025213, ""), "−0.00252"),
+        (lambda: quantities.quality_change(0.0, ""), "±0"),
+        (lambda: quantities.quality_change_interval(-0.951, 0.249, "%"), "[−0.95, +0.25]"),
+        (lambda: quantities.drop(1.0, "%"), "1.00 pt"),
+        (lambda: quantities.drop(0.003, ""), "0.003"),
+        (lambda: quantities.measured(8.3123, "ms"), "8.31 ms"),
+        (lambda: quantities.measured(1_111_872.4, "B"), "1.11 MB"),
+        (lambda: quantities.measured(None, "B"), "–"),
+        (lambda: quantities.measured_interval(8.29, 8.34, "ms"), "[8.29, 8.34]"),
+        (lambda: quantities.measured_interval(8.3, 8.3, "ms"), ""),
+        (lambda: quantities.measured_interval(8.29, None, "ms"), "[8.29, ∞]"),
+        (lambda: quantities.measured_interval(1e6, 1.2e6, "B"), "[1.00 MB, 1.20 MB]"),
         (lambda: quantities.against_target(-2.2), "2.2 % under"),
         (lambda: quantities.against_target(0.34), "0.34 % over"),
         (lambda: quantities.against_target(67.06), "67 % over"),

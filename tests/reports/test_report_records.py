@@ -114,6 +114,7 @@ def test_a_loss_straddles_the_floor_exactly_when_its_interval_holds_it(lost, hal
         lost_low=lost - half,
         lost_high=lost + half,
     )
+    assert quality.exceeds(allowed) == (lost > allowed + 1e-9)
     assert quality.straddles(allowed) == (lost - half <= allowed < lost + half)
     assert (
         (quality.value < quality.least_allowed(allowed)) == (lost > allowed) or not higher or abs(lost - allowed) < 1e-9
