@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +27,47 @@ def read_tflite(path: Path) -> Placement:
     Raises:
         ValueError, RuntimeError: LiteRT does not take the file.
     """
-    from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
     nodes = interpreter._get_ops_details()  # the only public way to the nodes is a log
+    own = len(read_graph(path, "tflite"))
+    calls = [node for node in nodes[own:] if node["op_name"] == DELEGATE]
+    return placed(
+        path,
+        delegate="XNNPACK",
+        learned="LiteRT's interpreter handed them over when it loaded the file on this machine",
+        partitions=len(calls),
+        partition=_partitions(nodes[:own], calls),
+    )
+
+
+def placed(path: Path, *, delegate: str, learned: str, partitions: int, partition: Mapping[int, int]) -> Placement:
+    """The operators of a .tflite's main graph, once it is known which partition each is in.
+
+    Args:
+        partition: by the operator's place in the file; those that are not in it are the runtime's own.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
-    tensors, graph = model.subgraphs[0].tensors, read_graph(path, "tflite")
-    constant = {index for index, tensor in enumerate(tensors) if _data(model, tensor) is not None}
-    calls = [node for node in nodes[len(graph) :] if node["op_name"] == DELEGATE]
-    partition = _partitions(nodes[: len(graph)], calls)
+    main = model.subgraphs[0]
+    constant = {index for index, tensor in enumerate(main.tensors) if _data(model, tensor) is not None}
 
     def names(indices: Sequence[int]) -> tuple[str, ...]:
         return tuple(str(index) for index in indices if index >= 0 and index not in constant)
 
     operators = []
-    for index, (node, its) in enumerate(zip(nodes, graph)):
-        order = _data(model, tensors[node["inputs"][1]]) if its.kind == "TRANSPOSE" else None
+    for index, (node, its) in enumerate(zip(main.operators, read_graph(path, "tflite"))):
+        order = _data(model, main.tensors[node.inputs[1]]) if its.kind == "TRANSPOSE" else None
         moves = order is not None and moves_data(its.in_shapes[0], order.view("int32"))
         operators.append(
             Placed(
                 kind=its.kind,
                 partition=partition.get(index),
-                inputs=names(node["inputs"]),
-                outputs=names(node["outputs"]),
+                inputs=names(node.inputs),
+                outputs=names(node.outputs),
                 in_shapes=its.in_shapes,
                 out_shapes=its.out_shapes,
                 moves=moves,
@@ -60,13 +76,13 @@ def read_tflite(path: Path) -> Placement:
         )
     kinds = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
     return Placement(
-        delegate="XNNPACK",
-        learned="LiteRT's interpreter handed them over when it loaded the file on this machine",
-        partitions=len(calls),
+        delegate=delegate,
+        learned=learned,
+        partitions=partitions,
         operators=of_activations(operators),
-        inputs=names(model.subgraphs[0].inputs),
-        outputs=names(model.subgraphs[0].outputs),
-        bytes={str(index): _bytes(tensor, kinds[tensor.type]) for index, tensor in enumerate(tensors)},
+        inputs=names(main.inputs),
+        outputs=names(main.outputs),
+        bytes={str(index): _bytes(tensor, kinds[tensor.type]) for index, tensor in enumerate(main.tensors)},
     )
 
 
