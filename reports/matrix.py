@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 from rich.table import Table
 from rich.text import Text
 
 from reports import limits, quantities
 from reports.measured import QualityRecord
-from reports.records import LimitRecord, TargetRecord, Verdict
-from reports.schema import Count, Milliseconds, Record, Sha256, VersionedRecord
+from reports.records import LimitRecord, RunRecord, TargetRecord, Verdict
+from reports.schema import Count, Milliseconds, Record, Sha256, VersionedRecord, read_record
 from reports.streams import printable
 from reports.tables import VERDICTS, Rows, fitting, place
 
@@ -120,6 +120,23 @@ class MatrixRecord(VersionedRecord):
             for row in self.rows
             if all((cell := self.cell(row.target.name, name)) and cell.verdict == "met" for name in names)
         )
+
+
+def read_report(path: Path) -> RunRecord | MatrixRecord:
+    """Read a `report.json`: of one run, or of a fit with `--per-target`.
+
+    Raises:
+        UsageError: `REPORT_UNREADABLE` (missing or neither), `REPORT_SCHEMA` (another schema version).
+    """
+    return read_record(path, _REPORT, "report")
+
+
+_REPORT: TypeAdapter[RunRecord | MatrixRecord] = TypeAdapter(
+    Annotated[
+        Annotated[RunRecord, Tag("run")] | Annotated[MatrixRecord, Tag("matrix")],
+        Discriminator(lambda data: "matrix" if isinstance(data, dict) and "cells" in data else "run"),
+    ]
+)
 
 
 def matrix_summary(record: MatrixRecord, directory: Path, width: int) -> list[Table | Text]:

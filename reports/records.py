@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, Field, TypeAdapter, field_validator, model_validator
 
 from reports.measured import MeasurementRecord, OperatorRecord, QualityRecord
-from reports.schema import Count, Milliseconds, Percent, Record, Sha256, VersionedRecord
+from reports.schema import Count, Milliseconds, Percent, Record, Sha256, VersionedRecord, read_record
 from reports.verification import DelegationRecord, ExportRecord, ParityRecord
-from targets.errors import UsageError
 
 
 class LayerRecord(Record):
@@ -344,29 +343,9 @@ class ManifestRecord(VersionedRecord):
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a `report.json`.
+    """Read the `report.json` of one run.
 
     Raises:
         UsageError: `REPORT_UNREADABLE` (missing or not a run record), `REPORT_SCHEMA` (another schema version).
     """
-    fix = "Give the report.json of a finished run, or run `planish fit` again with --resume."
-    try:
-        return RunRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(
-            "The run record cannot be read.",
-            where=str(path),
-            why=error.strerror or str(error),
-            fix=fix,
-            code="REPORT_UNREADABLE",
-        ) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or "the file as a whole"
-        raise UsageError(
-            "The file is not a run record.",
-            where=f"{path}, {field}",
-            why=first["msg"],
-            fix=fix,
-            code="REPORT_UNREADABLE",
-        ) from error
+    return read_record(path, TypeAdapter(RunRecord), "run record")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from targets.errors import UsageError
 
@@ -55,3 +56,35 @@ class VersionedRecord(Record):
     def to_json(self) -> str:
         """The record as indented JSON with a final line break."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+Read = TypeVar("Read", bound=VersionedRecord)
+
+
+def read_record(path: Path, kind: TypeAdapter[Read], name: str) -> Read:
+    """Read a record's file; `name` is what it should be.
+
+    Raises:
+        UsageError: `REPORT_UNREADABLE` (missing or something else), `REPORT_SCHEMA` (another schema version).
+    """
+    fix = "Give the report.json of a finished run, or run `planish fit` again with --resume."
+    try:
+        return kind.validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"The {name} cannot be read.",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix=fix,
+            code="REPORT_UNREADABLE",
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the file as a whole"
+        raise UsageError(
+            f"The file is not a {name}.",
+            where=f"{path}, {field}",
+            why=first["msg"],
+            fix=fix,
+            code="REPORT_UNREADABLE",
+        ) from error

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 from report_runs import matrix
 from test_report_html import Page
 
 from reports.html.render import render_matrix
-from reports.matrix import MatrixRecord
+from reports.matrix import MatrixRecord, read_report
+from reports.schema import SCHEMA_VERSION
+from targets.errors import UsageError
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_matrix_reads_back_equal(alone):
     record = matrix(alone=alone)
     assert MatrixRecord.model_validate_json(record.to_json()) == record
+
+
+def test_a_report_is_of_a_run_or_of_several(met, tmp_path):
+    path = tmp_path / "report.json"
+    for record in (matrix(), met):
+        path.write_text(record.to_json())
+        assert read_report(path) == record
+    changed = json.loads(matrix().to_json()) | {"schema_version": SCHEMA_VERSION + 1}
+    for content, code in (
+        ("[1]", "REPORT_UNREADABLE"),
+        ('{"cells": 3}', "REPORT_UNREADABLE"),
+        (json.dumps(changed), "REPORT_SCHEMA"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UsageError) as caught:
+            read_report(path)
+        assert caught.value.code == code
+    with pytest.raises(UsageError):
+        read_report(tmp_path / "none.json")
 
 
 def test_rows_and_cells_are_found_by_their_targets():
