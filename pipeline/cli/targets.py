@@ -45,8 +45,14 @@ def show(target: str, console: Console) -> None:
 @click.argument("target")
 @speaking
 def setup(target: str, console: Console) -> None:
-    """Set up what TARGET needs: for emulated phones the ARM64 emulator, without root."""
+    """Set up what TARGET needs: for emulated phones the ARM64 emulator, for their GPUs a driver; without root."""
     profile = load_profile(target)
+    if profile.gpu:
+        from targets.gpu import gpus, mesa
+
+        gpu = gpus.driven(profile.gpu.name)
+        with console.stage("setting up the GPU driver") as stage:
+            mesa.ensure(stage.update, mali=gpu is not None and gpu.is_mali)
     if profile.kind == "emulator":
         from targets.arm.setup import ensure
 

@@ -11,6 +11,7 @@ unpacked libraries, then Python, so that neither the system's loader nor its lib
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ def find_gpu(name: str) -> Gpu:
             code="GPU_UNKNOWN",
         )
     return GPUS[STAND_INS.get(name, name)]
+
+
+def driven(name: str) -> Gpu | None:
+    """The GPU of a profile, "Mali-G76 MP12", or what stands in for it; None when Mesa has no compiler for it here."""
+    plain = re.sub(r"-m[pc]\d+$", "", name.lower().replace(" ", "-"))
+    return GPUS.get(STAND_INS.get(plain, plain))
 
 
 def command(gpu: Gpu, places: Places, arguments: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ EMULATOR = "qemu-user"  # of this package the program alone, which is linked sta
 QEMU = "qemu/qemu-aarch64"  # in the part "mali"
 SITE = "site"  # in the part "mali": what LiteRT's compiled model imports and its interpreter does not
 FIX = "run `planish targets setup pixel-4-gpu`"
-MALI_FIX = "run `planish targets setup galaxy-s10-mali-gpu`"
+MALI_FIX = "run `planish targets setup galaxy-s10-exynos-gpu`"
 
 
 def environment_missing(what: str, why: str, fix: str) -> MissingEnvironmentError:
