@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from pipeline.store.objects import Store, shared_store
 from pipeline.store.run_directory import LOCK, recipe_of, take_run
 from reports import quantities
 from reports.console import Console
+from reports.matrix import MatrixRecord, read_report
 from reports.records import read_run
 from targets.errors import MissingEnvironmentError, UsageError
 
@@ -39,6 +41,7 @@ def command(runs: tuple[Path, ...], older: str | None, keep: str | None, dry_run
     Of each RUN that has ended, remove what its winner does not need: its report, recipe, bundle, events and
     measurements stay. With runs alone the shared results are not touched.
     """
+    runs = tuple(each for run in runs for each in _each_target(run))
     before = time.time() - parse_age(older or OLDER, "older") if older or not (keep or runs) else None
     most = parse_bytes(keep, "keep") if keep else None
     winners = [_winner(run) for run in runs]
@@ -57,21 +60,33 @@ def command(runs: tuple[Path, ...], older: str | None, keep: str | None, dry_run
     console.result(human, dry_run=dry_run, runs=rows, store=store)
 
 
-def _winner(run: Path) -> int:
-    """Index of the candidate that a run handed over. UsageError RUN_MISSING, RUN_UNFINISHED; RUN_BUSY as well."""
+def _each_target(run: Path) -> list[Path]:
+    """The run itself, or with --per-target the runs below it. UsageError RUN_MISSING, RUN_UNFINISHED; RUN_BUSY too."""
     recipe_of(run)
     if is_held(run / LOCK):
         take_run(run).close()
-    chosen = read_run(run / "report.json").chosen if (run / "report.json").exists() else None
+    if not (run / "report.json").exists():
+        raise _unfinished(run)
+    report = read_report(run / "report.json")
+    return [run / row.directory for row in report.rows] if isinstance(report, MatrixRecord) else [run]
+
+
+def _winner(run: Path) -> int:
+    """Index of the candidate that a run handed over. UsageError RUN_UNFINISHED."""
+    chosen = read_run(run / "report.json").chosen
     if chosen is None:
-        raise UsageError(
-            "the run has not ended with a candidate",
-            where=str(run),
-            why="what it will need is not known",
-            fix=f"go on with it: planish fit --resume {run}; or remove the directory",
-            code="RUN_UNFINISHED",
-        )
+        raise _unfinished(run)
     return chosen.index
+
+
+def _unfinished(run: Path) -> UsageError:
+    return UsageError(
+        "the run has not ended with a candidate",
+        where=str(run),
+        why="what it will need is not known",
+        fix=f"go on with it: planish fit --resume {shlex.quote(str(run))}; or remove the directory",
+        code="RUN_UNFINISHED",
+    )
 
 
 def _sweep_store(

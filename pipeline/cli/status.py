@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,12 @@ def _one(condition: Condition) -> list[Text | Table]:
         rows.append(("report", str(report)))
     for row in rows:
         facts.add_row(*row)
-    return [facts, *([Text(), _candidates(condition)] if condition.candidates else [])]
+    shown = [facts]
+    if condition.candidates:
+        shown += [Text(), _candidates(condition)]
+    if condition.parts:
+        shown += [Text(), _all(condition.parts)]
+    return shown
 
 
 def _candidates(condition: Condition) -> Table:
@@ -59,7 +65,7 @@ def _candidates(condition: Condition) -> Table:
     return table
 
 
-def _all(found: list[Condition]) -> Table:
+def _all(found: Sequence[Condition]) -> Table:
     table = Table("run", "state", "heard of", "candidates", "the last", "what", box=None, pad_edge=False)
     for each in found:
         last = each.candidates[-1] if each.candidates else None
@@ -75,7 +81,9 @@ def _all(found: list[Condition]) -> Table:
 
 
 def _goal(condition: Condition) -> str:
-    parts = [f"{_about(vars(limit))} ≤ {limit.text}" for limit in condition.limits]
+    parts = [
+        f"{_about(vars(limit))} ≤ {limit.text}{' of the original' if limit.share else ''}" for limit in condition.limits
+    ]
     if condition.max_drop is not None:
         parts.append(f"at most {condition.max_drop} lost")
     return ", ".join(parts) or "its recipe cannot be read"

@@ -13,7 +13,7 @@ from pipeline.export.artifact import bytes_of, files_of
 from pipeline.store.locks import is_held, take
 from pipeline.store.mark import MARK
 from pipeline.store.objects import Store
-from pipeline.store.writing import PARTIAL
+from pipeline.store.run_directory import leftovers
 
 KEPT = (".json", ".csv", ".ndjson")  # of a losing candidate: what was decided and what was measured
 
@@ -111,7 +111,7 @@ def unneeded(root: Path, winner: int) -> Iterator[Path]:
         if not any(stage.is_relative_to(place) for place in needed):
             yield from (path for path in sorted(stage.iterdir()) if path.is_dir() or path.suffix not in KEPT)
     yield from (path for path in (root / "scratch",) if path.exists())
-    yield from sorted(root.rglob(f"{PARTIAL}*"))
+    yield from leftovers(root)
 
 
 def _remove(store: Store, key: str, path: Path, sweep: Sweep) -> None:

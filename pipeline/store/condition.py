@@ -31,6 +31,7 @@ class Condition:
         max_drop: quality that may be lost, as the user wrote it.
         candidates: the events of candidates judged so far, one each, in their order.
         resume: the command that goes on; None where nothing is left to do or a process is at it.
+        parts: with `--per-target`, the run of each target.
     """
 
     directory: Path
@@ -42,6 +43,7 @@ class Condition:
     max_drop: str | None
     candidates: tuple[dict[str, Any], ...]
     resume: str | None
+    parts: tuple[Condition, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a script."""
@@ -55,6 +57,7 @@ class Condition:
             "max_drop": self.max_drop,
             "candidates": list(self.candidates),
             "resume": self.resume,
+            "parts": [each.to_json() for each in self.parts],
         }
 
 
@@ -81,6 +84,7 @@ def condition_of(root: Path) -> Condition:
         max_drop=max_drop,
         candidates=tuple(candidates[index] for index in sorted(candidates)),
         resume=None if state in ("running", "done") else f"planish fit --resume {shlex.quote(str(root))}",
+        parts=tuple(condition_of(part) for part in runs_under(root)),
     )
 
 

@@ -43,7 +43,7 @@ class RunDirectory:
         self._fetched: set[str] = set()  # stages just taken from the store
         self._reserved: set[str] = set()  # keys whose turn a `reserved` block has
         self._warned = False
-        for leftover in root.rglob(f"{PARTIAL}*"):
+        for leftover in leftovers(root):
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in root.glob(UNWRITTEN):
             leftover.unlink()
@@ -269,6 +269,12 @@ def recipe_of(root: Path) -> Path:
             code="RUN_MISSING",
         )
     return root / RECIPE
+
+
+def leftovers(root: Path) -> list[Path]:
+    """What a killed process left half-made in a run; not in the runs below it, which have their own locks."""
+    below = {path.parent for path in root.glob(f"*/{RECIPE}")}
+    return [path for path in sorted(root.rglob(f"{PARTIAL}*")) if below.isdisjoint(path.parents)]
 
 
 def take_run(root: Path) -> IO[str]:

@@ -131,6 +131,18 @@ def test_of_all_runs(run: RunDirectory) -> None:
     assert "runs/mine" in shown and "runs/second" in shown and "7.75 ms ● met" in shown
 
 
+def test_of_a_run_for_each_of_two_targets(run: RunDirectory) -> None:
+    """With --per-target each target's run is in a folder of its own; sharing one lock's fate, they are told apart."""
+    part = RunDirectory.create(run.root / "pixel-4-cpu", RECIPE.replace("8ms", "60%"))
+    part.status(state="done", headline="60 ms")
+    released(part)
+    found = told(run.root)["run"]
+    assert found["state"] == "running"
+    assert [(each["directory"], each["state"]) for each in found["parts"]] == [("runs/mine/pixel-4-cpu", "done")]
+    assert "pixel-4-cpu" in planish("status", run.root).stdout
+    assert "median ≤ 60% of the original" in planish("status", part.root).stdout
+
+
 def test_it_writes_nothing_and_keeps_nobody_out(run: RunDirectory) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.root.rglob("*")}
     told(run.root)

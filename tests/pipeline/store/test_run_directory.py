@@ -55,6 +55,15 @@ def test_leftovers_of_a_killed_run_are_cleared_on_resume(tmp_path: Path) -> None
     assert not list(run.root.rglob(".partial-*"))
 
 
+def test_what_a_run_below_is_making_is_left_alone(run: RunDirectory) -> None:
+    """With --per-target, a run of one target may be resumed by itself."""
+    below = RunDirectory.create(run.root / "target", "")
+    (below.root / "candidates" / ".partial-x-1").mkdir(parents=True)
+    run._lock.close()
+    RunDirectory.resume(run.root)
+    assert (below.root / "candidates" / ".partial-x-1").exists()
+
+
 def test_two_processes_do_not_share_a_run(run: RunDirectory) -> None:
     with pytest.raises(MissingEnvironmentError) as caught:
         RunDirectory.resume(run.root)
