@@ -13,11 +13,14 @@ from rich.text import Text
 
 from targets.core import Core
 from targets.cost import RelativeError
-from targets.profile import Profile
+from targets.gpu.carried import is_measured, model_of
+from targets.gpu.model import load
+from targets.profile import Gpu, Profile
 from targets.validation.validate import RESULTS, Agreement, agreement, grouped, order, read
 
 STAND_IN = "≈"  # before a value that stands in for an unknown one
 GENERIC = "generic-"
+MODELLED = "modelled"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Fact:
 
 
 def profile_table(profiles: Iterable[Profile]) -> Table:
-    """One line a profile: this machine, then devices, then generic phones."""
+    """One line a profile: this machine, then devices, then GPUs, then generic phones."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("target", no_wrap=True)
     table.add_column("device")
@@ -63,7 +66,11 @@ def profile_table(profiles: Iterable[Profile]) -> Table:
         if _order(profile)[0] != rank:
             rank = _order(profile)[0]
             table.add_row()
-        if profile.core is None:
+        if profile.gpu:
+            clock = f"{profile.gpu.clock_mhz / 1000:.2f}"
+            short = re.sub(r"^PowerVR | M[PC]\d+$", "", profile.gpu.name)
+            table.add_row(profile.name, profile.device, short, clock, MODELLED)
+        elif profile.core is None:
             table.add_row(profile.name, profile.device, "by the clock", "", "")
         else:
             clock = f"{profile.clock_ghz:.2f}"
@@ -74,7 +81,7 @@ def profile_table(profiles: Iterable[Profile]) -> Table:
 
 def _order(profile: Profile) -> tuple[int, list[tuple[int, str]]]:
     """Numbers within a name count as numbers: A78 before A510."""
-    rank = 0 if profile.core is None else 2 if profile.name.startswith(GENERIC) else 1
+    rank = 2 if profile.gpu else 0 if profile.core is None else 3 if profile.name.startswith(GENERIC) else 1
     parts = re.findall(r"\d+|\D+", profile.name)
     return rank, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
@@ -88,7 +95,7 @@ def profile_view(
         cost_errors: format -> the error that the table of operator costs states, None where there is no table.
     """
     head = Text.assemble((profile.name, "bold"), "  ", profile.title)
-    if profile.core is None:
+    if profile.gpu is None and profile.core is None:
         return [head, Text(), Text(profile.notes)]
     notes = _Notes()
     gaps: list[tuple[str, str]] = []
@@ -96,12 +103,7 @@ def profile_view(
     if "notes" in profile.sources:
         told.append(f"  {notes.numbers([profile.sources['notes']])}", "dim")
     parts = [head, Text(f"{profile.soc} · version {profile.version}", "dim"), told]
-    for title, facts, described in (
-        ("core", core_facts(profile.core), profile.core),
-        ("clock", clock_facts(profile), profile),
-        ("caches", cache_facts(profile), profile),
-        ("memory", memory_facts(profile), profile),
-    ):
+    for title, facts, described in _described(profile):
         rows: list[tuple[str, str | Text]] = []
         for fact in facts:
             why = list(dict.fromkeys(described.unknown[field] for field in fact.fields if field in described.unknown))
@@ -110,10 +112,51 @@ def profile_view(
             value = Text.assemble((f"{STAND_IN} " if why else "", "yellow"), fact.value, (f"  {numbers}", "dim"))
             rows.append((fact.label, value))
         parts += _section(title, rows)
-    parts += _section("how far to trust it", _trust(profile, checked, cost_errors))
+    trust = gpu_trust(profile) if profile.gpu else _trust(profile, checked, cost_errors)
+    parts += _section("how far to trust it", trust)
     if gaps:
         parts += _section(f"not known, marked {STAND_IN}", gaps)
     return parts + _section("sources", [(f"{number:>4}", source) for number, source in enumerate(notes.sources, 1)], 4)
+
+
+def _described(profile: Profile) -> list[tuple[str, list[Fact], Profile | Core]]:
+    """(heading, facts, whose sources they have) of everything a profile says."""
+    if profile.gpu:
+        return [("GPU", gpu_facts(profile.gpu), profile)]
+    return [
+        ("core", core_facts(profile.core), profile.core),
+        ("clock", clock_facts(profile), profile),
+        ("caches", cache_facts(profile), profile),
+        ("memory", memory_facts(profile), profile),
+    ]
+
+
+def gpu_facts(gpu: Gpu) -> list[Fact]:
+    """What the model of a GPU takes from the profile."""
+    return [
+        Fact("GPU", f"{gpu.name}, {gpu.architecture}", ("gpu.name", "gpu.architecture")),
+        Fact("compute units", str(gpu.units), ("gpu.units",)),
+        Fact("arithmetic", f"{gpu.lanes} multiply-adds in fp32 a clock", ("gpu.lanes",)),
+        Fact("frequency", f"{gpu.clock_mhz:g} MHz", ("gpu.clock_mhz",)),
+        Fact("bandwidth", f"{gpu.bandwidth_gb_s:g} GB/s at the most", ("gpu.bandwidth_gb_s",)),
+        Fact("costs of kernels", gpu.constants, ("gpu.constants",)),
+    ]
+
+
+def gpu_trust(profile: Profile) -> list[tuple[str, str]]:
+    """How far the model was from published inferences of networks it was not fitted on."""
+    model, measured = model_of(profile), is_measured(profile.gpu)
+    error = model.error
+    whose = "this GPU" if measured else f"the GPU it is carried over from, {load(profile.gpu.constants).gpu}"
+    return [
+        (MODELLED, f"never measured: TFLite's GPU delegate in half precision, fitted on {model.source}"),
+        (
+            "networks",
+            f"{error.networks} published ones on {whose}, none fitted on with its family left in: median error "
+            f"{error.median:.1%}, nine of ten within {error.p90:.1%}, rank correlation {error.spearman:.3f}",
+        ),
+        ("interval", f"from {1 / model.interval:.2f} to {model.interval:.2f} times the figure, nine in ten"),
+    ]
 
 
 def core_facts(core: Core) -> list[Fact]:
@@ -201,7 +244,11 @@ def profile_json(
     if profile.core:
         del facts["core"]["version_text"]
     errors = {format: asdict(error) if error else None for format, error in cost_errors.items()}
-    return facts | {"checked": asdict(checked) if checked else None, "cost_errors": errors}
+    told = facts | {"checked": asdict(checked) if checked else None, "cost_errors": errors}
+    if profile.gpu is None:
+        return told
+    model = model_of(profile)
+    return told | {"modelled": {"error": asdict(model.error), "interval": model.interval, "source": model.source}}
 
 
 def _timing(core: Core) -> str:

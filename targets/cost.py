@@ -18,7 +18,7 @@ from typing import Any
 from targets import cost_model
 from targets.cache import cache_root, write_atomic
 from targets.cost_model import ClassModel
-from targets.errors import MissingEnvironmentError
+from targets.errors import MissingEnvironmentError, UsageError
 from targets.operator import Operator
 from targets.probes import design, timing
 from targets.probes.timing import Overheads, Timed
@@ -135,8 +135,17 @@ def build(
     What has been timed stays in the cache, so a build that was stopped goes on where it was.
 
     Raises:
+        UsageError: `COSTS_NOT_TIMED` for a GPU.
         MissingEnvironmentError: `EMULATOR_MISSING`.
     """
+    if profile.kind == "gpu":
+        raise UsageError(
+            f"the costs of {profile.name} are not timed",
+            where=profile.name,
+            why="they are fitted on published latencies and ship with planish",
+            fix="run `planish targets validate --published FOLDER --refit` with the folder of the published tables",
+            code="COSTS_NOT_TIMED",
+        )
     return [_build(profile, format, progress) for format in formats]
 
 

@@ -159,7 +159,8 @@ def _check_hardware(path: Path, facts: dict[str, Any]) -> None:
     """An emulated target has hardware, the others have none, a GPU is its own; caches grow and slow down by level."""
     emulated = facts["kind"] == "emulator"
     if (facts["kind"] == "gpu") != (facts["gpu"] is not None):
-        raise invalid(path, "missing: gpu" if facts["kind"] == "gpu" else f"a target of kind {facts['kind']} has no gpu")
+        why = "missing: gpu" if facts["kind"] == "gpu" else f"a target of kind {facts['kind']} has no gpu"
+        raise invalid(path, why)
     wrong = [name for name in HARDWARE if (facts[name] is not None) != emulated]
     if emulated and wrong:
         raise invalid(path, f"missing: {', '.join(wrong)}")

@@ -1,9 +1,9 @@
 """What the terms get wrong of a kernel's time, learned from how wrong they were of kernels like it.
 
-Gaussian-process regression (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation 2.25) of the
-logarithm of measured over modelled time, with a Matérn kernel of 3/2 and a mean of zero: far from every kernel that was
-measured it corrects nothing. Length, variance and noise are one choice for all GPUs and classes, made on the sum of a
-network's kernels when its whole family is left out.
+Gaussian-process regression (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation 2.25) of
+the logarithm of measured over modelled time, with a Matérn kernel of 3/2 and a mean of zero: far from every kernel that
+was measured it corrects nothing. Length, variance and noise are one choice for all GPUs and classes, made on the sum of
+a network's kernels when its whole family is left out.
 """
 
 from __future__ import annotations

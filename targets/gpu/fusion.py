@@ -1,8 +1,8 @@
 """The kernels the delegate makes of a .tflite graph, after its fusions; the rules are seen in the published kernels.
 
 - A padding merges with the convolution or pooling that alone reads it.
-- An element-wise operator is linked to the last kernel it needs, if nothing else reads that kernel's output and both are of
-  one size; what it reads besides (a tensor, a constant) it reads on the way.
+- An element-wise operator is linked to the last kernel it needs, if nothing else reads that kernel's output and both
+  are of one size; what it reads besides (a tensor, a constant) it reads on the way.
 - A reshape that moves no value in the delegate's layout disappears.
 - On Apple a narrow depthwise convolution takes the pointwise one behind it along.
 

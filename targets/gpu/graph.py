@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,39 +53,48 @@ def read(path: Path) -> Graph:
     data = path.read_bytes()
     if data[4:8] != b"TFL3":
         raise unusable(path, "it does not begin as a .tflite file does")
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data))
+    model = schema.Model.GetRootAs(data)
     names = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
-    codes = [names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM") for code in model.operatorCodes]
-    subgraph = model.subgraphs[0]
-    shapes = {
-        number: tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
-        for number, tensor in enumerate(subgraph.tensors)
-    }
-    computed = set(_numbers(subgraph.inputs)) | {out for op in subgraph.operators for out in _numbers(op.outputs)}
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    kinds = [names.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "CUSTOM") for code in codes]
+    subgraph = model.Subgraphs(0)
+    shapes = {index: _numbers(subgraph.Tensors(index), "Shape") for index in range(subgraph.TensorsLength())}
+    operators = [subgraph.Operators(index) for index in range(subgraph.OperatorsLength())]
+    computed = set(_numbers(subgraph, "Inputs")) | {out for one in operators for out in _numbers(one, "Outputs")}
     nodes: list[Node] = []
-    for operator in subgraph.operators:
-        kind = codes[operator.opcodeIndex]
-        inputs, outputs = tuple(_numbers(operator.inputs)), tuple(_numbers(operator.outputs))
+    for operator in operators:
+        inputs = tuple(tensor for tensor in _numbers(operator, "Inputs") if tensor >= 0)
+        outputs = _numbers(operator, "Outputs")
         runtime = tuple(tensor for tensor in inputs if tensor in computed)
         if not runtime:  # of constants alone, as a dequantised weight is
             computed -= set(outputs)
             continue
-        nodes.append(Node(kind, inputs, runtime, outputs, *_options(operator.builtinOptions, schema)))
-    return Graph(tuple(nodes), shapes, frozenset(_numbers(subgraph.outputs)))
+        nodes.append(Node(kinds[operator.OpcodeIndex()], inputs, runtime, outputs, *_options(operator, schema)))
+    return Graph(tuple(nodes), shapes, frozenset(_numbers(subgraph, "Outputs")))
 
 
-def _numbers(tensors: Any) -> Iterator[int]:
-    return (int(tensor) for tensor in (tensors if tensors is not None else ()) if tensor >= 0)
+def _numbers(table: Any, field: str) -> Shape:
+    """A vector of whole numbers of a flatbuffer's table."""
+    return tuple(int(getattr(table, field)(index)) for index in range(getattr(table, f"{field}Length")()))
 
 
-def _options(options: Any, schema: Any) -> tuple[tuple[int, int], tuple[int, int], bool]:
+def _options(operator: Any, schema: Any) -> tuple[tuple[int, int], tuple[int, int], bool]:
     """(stride, window, curved) of an operator's options; 1 where it has none."""
-    stride = (getattr(options, "strideH", 1), getattr(options, "strideW", 1))
-    window = (getattr(options, "filterHeight", 1), getattr(options, "filterWidth", 1))
+    names = {number: name for name, number in vars(schema.BuiltinOptions).items() if isinstance(number, int)}
+    held = operator.BuiltinOptions()
+    if held is None:
+        return (1, 1), (1, 1), False
+    options = getattr(schema, names[operator.BuiltinOptionsType()])()
+    options.Init(held.Bytes, held.Pos)
+
+    def value(field: str, default: int) -> int:
+        return getattr(options, field)() if hasattr(options, field) else default
+
     plain = (
         schema.ActivationFunctionType.NONE,
         schema.ActivationFunctionType.RELU,
         schema.ActivationFunctionType.RELU_N1_TO_1,
         schema.ActivationFunctionType.RELU6,
     )
-    return stride, window, getattr(options, "fusedActivationFunction", 0) not in plain
+    curved = value("FusedActivationFunction", schema.ActivationFunctionType.NONE) not in plain
+    return (value("StrideH", 1), value("StrideW", 1)), (value("FilterHeight", 1), value("FilterWidth", 1)), curved

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from targets.errors import UsageError
+from targets.gpu import kernel as choices
 from targets.gpu.dispatch import Unit
 from targets.gpu.kernel import Kernel, convolution
 from targets.gpu.lowering import moved
@@ -76,8 +77,7 @@ def load(folder: Path, gpu: str) -> list[Network]:
                 fix=f"name the folder that holds {OPERATORS} and {END_TO_END}",
                 code="TABLES_MISSING",
             )
-    with gzip.open(folder / OPERATORS, "rt", encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["framework"] == FRAMEWORK and row["gpu"] == gpu]
+    rows = [row for row in _rows(folder) if row["gpu"] == gpu]
     with (folder / END_TO_END).open(encoding="utf-8", newline="") as stream:
         whole = {
             row["model"]: float(row["latency_ms"])
@@ -93,6 +93,44 @@ def load(folder: Path, gpu: str) -> list[Network]:
     ]
 
 
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with gzip.open(folder / OPERATORS, "rt", encoding="utf-8", newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row["framework"] == FRAMEWORK]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One of the delegate's choices, and on how many rows it was not as `targets.gpu.kernel` has it."""
+
+    what: str
+    rows: int
+    exceptions: int
+
+
+def rules(folder: Path) -> tuple[Rule, ...]:
+    """The rules of `targets.gpu.kernel` on every row they speak of; what was chosen is in the kernel's name."""
+    by_network: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in _rows(folder):
+        by_network.setdefault((row["gpu"], row["model"]), []).append(row)
+    winograd, dense, separable = [], [], []
+    for (gpu, _), rows in by_network.items():
+        unit = MEASURED[gpu]
+        rows.sort(key=lambda row: int(row["op_index"]))
+        for row in rows:
+            name = row["gpu_kernel"]
+            if row["op"] == "CONV_2D" and not name.startswith("depthwise"):
+                chosen = _kernel(unit, row | {"gpu_kernel": ""}, None).choice
+                winograd.append((chosen == "winograd") == chose_winograd(row))
+                dense.append((chosen == "dense") == name.startswith("fully_connected"))
+        for row, behind in zip(rows, rows[1:]):
+            if (row["op"], behind["op"]) == ("DEPTHWISE_CONV_2D", "CONV_2D"):
+                pair = (_kernel(unit, one | {"gpu_kernel": ""}, None) for one in (row, behind))
+                together = choices.separable(unit.architecture, *pair) is not None
+                separable.append(together == (row["gpu_kernel"] == behind["gpu_kernel"]))
+    kinds = {"Winograd": winograd, "one pixel as a matrix product": dense, "depthwise and pointwise in one": separable}
+    return tuple(Rule(what, len(held), held.count(False)) for what, held in kinds.items())
+
+
 def kernels(unit: Unit, rows: Sequence[dict[str, str]]) -> Iterator[Timed]:
     """The kernels of one network's rows, and those between them that have no row."""
     seen: set[str] = set()
@@ -103,8 +141,8 @@ def kernels(unit: Unit, rows: Sequence[dict[str, str]]) -> Iterator[Timed]:
         seen.add(name)
         behind = next((other for other in rows if other is not row and other["gpu_kernel"] == name), None)
         yield Timed(_kernel(unit, row, behind), float(row["latency_us"]))
-    for kernel in _unlisted(rows):
-        yield Timed(kernel, None)
+    for alone in _unlisted(rows):
+        yield Timed(alone, None)
 
 
 def _kernel(unit: Unit, row: dict[str, str], behind: dict[str, str] | None) -> Kernel:

@@ -5,8 +5,8 @@ Each term has a resource by which it is carried over to a GPU nobody measured: `
 
 A step is one slice of input channels at one tap: a thread reads the block's pixels and four vectors of weights for each
 slice of the block's depth, and multiplies. Groups come to the units in turns, so a count of groups that does not
-divide leaves units idle; which number of groups a unit holds at once is not published, and several stand beside one another
-for the fit to choose from.
+divide leaves units idle; which number of groups a unit holds at once is not published, and several stand beside one
+another for the fit to choose from.
 """
 
 from __future__ import annotations
@@ -103,7 +103,13 @@ TERMS: dict[str, dict[str, Resource]] = {
         "outputs of waves": "compute",
         "waves": "compute",
     },
-    "pool": {"launch": "fixed", "outputs": "compute", "products": "compute", "activations": "memory", "inputs": "memory"},
+    "pool": {
+        "launch": "fixed",
+        "outputs": "compute",
+        "products": "compute",
+        "activations": "memory",
+        "inputs": "memory",
+    },
     "copy": {
         "launch": "fixed",
         "outputs": "memory",
@@ -213,7 +219,6 @@ def _depthwise(unit: Unit, kernel: Kernel) -> tuple[float, ...]:
 def _separable(unit: Unit, kernel: Kernel) -> tuple[float, ...]:
     depth = slices(kernel.in_channels)
     return 1.0, kernel.pixels * depth * (kernel.window + SLICE_PRODUCTS * kernel.out_slices), kernel.bytes
-
 
 
 def _mean(unit: Unit, kernel: Kernel) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from targets.gpu import correction
 from targets.gpu.carried import factors
 from targets.gpu.fit import fit, of_class
 from targets.gpu.model import KERNELS, Error, GpuModel, kernel_row, to_json
-from targets.gpu.published import MEASURED, Network, load
+from targets.gpu.published import MEASURED, Network, Rule, load, rules
 from targets.profile import CONSTANTS, Profile, list_profiles
 
 FOLDS = 7
@@ -50,6 +50,7 @@ class LeftOut:
     worst_error: float
     one_constant: Naive  # milliseconds in proportion to multiplications
     affine: Naive  # and a constant
+    interval: float  # times larger or smaller than modelled nine of ten were at most
     coverage: float | None  # networks within the interval of the other families' residuals; of families only
     predictions: Mapping[str, tuple[float, float]]  # network -> modelled, published milliseconds
 
@@ -71,6 +72,7 @@ class CarriedOver:
 class Validation:
     """Everything `reports.gpu_validation` shows."""
 
+    rules: tuple[Rule, ...]
     left_out: tuple[LeftOut, ...]
     carried_over: tuple[CarriedOver, ...]
     carried_interval: float  # times larger or smaller, of nine in ten, among GPUs of one kind
@@ -89,16 +91,14 @@ def run(folder: Path, progress: Callable[[str], None], *, refit: bool = False) -
         progress(f"{number} of {len(everything)}: {gpu}, {len(networks)} networks")
         sevenths: Fold = [index % FOLDS for index in range(len(networks))]
         families: Fold = [network.family for network in networks]
-        found += [_leave_out(gpu, networks, sevenths, "one in seven")]
         of_families = _leave_out(gpu, networks, families, "whole families")
-        found += [of_families]
-        spread = _spread(_ratios(of_families))
-        models[gpu] = fit(gpu, MEASURED[gpu], networks, math.exp(spread), of_families.error)
+        found += [_leave_out(gpu, networks, sevenths, "one in seven"), of_families]
+        models[gpu] = fit(gpu, MEASURED[gpu], networks, of_families.interval, of_families.error)
     progress("GPUs by one another")
     carried, carried_interval = _carry_over(models, everything)
     if refit:
         _write(models, everything, carried_interval)
-    return Validation(tuple(found), tuple(carried), carried_interval)
+    return Validation(rules(folder), tuple(found), tuple(carried), carried_interval)
 
 
 def _leave_out(gpu: str, networks: Sequence[Network], folds: Fold, way: str) -> LeftOut:
@@ -119,14 +119,8 @@ def _leave_out(gpu: str, networks: Sequence[Network], folds: Fold, way: str) -> 
     ratios = np.abs(np.log(modelled / whole))
     covered = None
     if way == "whole families":
-        covered = float(
-            np.mean(
-                [
-                    ratio <= _spread(ratios[[of != fold for of in folds]])
-                    for ratio, fold in zip(ratios, folds, strict=True)
-                ]
-            )
-        )
+        others = {fold: _spread(ratios[[of != fold for of in folds]]) for fold in folds}
+        covered = sum(ratio <= others[fold] for ratio, fold in zip(ratios, folds, strict=True)) / len(folds)
     return LeftOut(
         gpu,
         way,
@@ -135,6 +129,7 @@ def _leave_out(gpu: str, networks: Sequence[Network], folds: Fold, way: str) -> 
         float(errors[worst]),
         Naive(*_figures(one, whole)),
         Naive(*_figures(affine, whole)),
+        math.exp(_spread(ratios)),
         covered,
         {n.name: (float(ms), n.milliseconds) for n, ms in zip(networks, modelled)},
     )
@@ -150,10 +145,6 @@ def _figures(modelled: NDArray[np.float64], whole: NDArray[np.float64]) -> tuple
 
     errors = np.abs(modelled / whole - 1)
     return float(np.median(errors)), float(np.quantile(errors, 0.9)), float(spearmanr(modelled, whole).statistic)
-
-
-def _ratios(found: LeftOut) -> NDArray[np.float64]:
-    return np.array([abs(math.log(modelled / published)) for modelled, published in found.predictions.values()])
 
 
 def _spread(ratios: NDArray[np.float64]) -> float:

@@ -39,7 +39,10 @@ def test_every_shipped_file_is_valid_and_every_fact_has_a_source(path):
         return
     assert facts == load_profile(path.stem)
     if facts.kind == "host":
-        assert facts.core is None and facts.dram is None and not facts.sources
+        assert facts.core is None and facts.dram is None and facts.gpu is None and not facts.sources
+    elif facts.kind == "gpu":
+        assert facts.core is None and facts.dram is None
+        assert set(leaves({"gpu": facts.gpu})) == facts.sources.keys() >= facts.unknown.keys()
     else:
         hardware = {name: getattr(facts, name) for name in ("core", "clock_ghz", "cores", "l1d", "l2", "l3", "dram")}
         hardware["core"] = facts.core.name
@@ -75,7 +78,8 @@ def test_an_unknown_target_names_the_nearest_and_the_list():
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ('kind = "emulator"', 'kind = "gpu"', "kind is one of host, emulator, not 'gpu'"),
+        ('kind = "emulator"', 'kind = "npu"', "kind is one of host, emulator, gpu, not 'npu'"),
+        ('kind = "emulator"', 'kind = "gpu"', "missing: gpu"),
         ('kind = "emulator"', 'kind = "host"', "a host target is measured by the clock and has no core"),
         ('soc = "Snapdragon 855"', "", "missing: soc"),
         ('soc = "Snapdragon 855"', 'soc = "Snapdragon 855"\nram = 6', "unknown: ram"),
@@ -108,6 +112,28 @@ def test_a_bad_profile_says_why(tmp_path, old, new, why):
     assert caught.value.code == "PROFILE_INVALID" and caught.value.where == str(path)
     assert why in caught.value.why
     assert str(caught.value).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('kind = "gpu"', 'kind = "emulator"', "a target of kind emulator has no gpu"),
+        ('kind = "gpu"', 'kind = "host"', "a target of kind host has no gpu"),
+        ('kind = "gpu"', 'kind = "gpu"\nclock_ghz = 2.84', "a gpu target is modelled and has no clock_ghz"),
+        ("adreno-6xx", "adreno-9xx", "gpu.architecture is one of adreno-6xx"),
+        ("units = 2", "units = 2.5", "gpu.units is a whole number"),
+        ("lanes = 768", "lanes = 768000", "gpu.lanes is 768000; it must lie between 8 and 8192"),
+        ("clock_mhz = 585", "", "missing: gpu.clock_mhz"),
+        ('constants = "adreno-640"', 'constants = "adreno640"', "did you mean 'adreno-640'?"),
+        ("[gpu]", "[igpu]", "unknown: igpu"),
+    ],
+)
+def test_a_bad_gpu_says_why(tmp_path, old, new, why):
+    text = (PROFILES / "pixel-4-gpu.toml").read_text(encoding="utf-8")
+    assert old in text
+    with pytest.raises(UsageError) as caught:
+        read_profile(write(tmp_path, text.replace(old, new, 1)))
+    assert caught.value.code == "PROFILE_INVALID" and why in caught.value.why
 
 
 @pytest.mark.parametrize(
