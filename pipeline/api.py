@@ -11,16 +11,18 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.environment import environment
 from pipeline.loop import Candidate, search
+from pipeline.per_target import exit_code, fit_each
 from pipeline.recipe import Recipe, read_recipe
 from pipeline.results import candidate_record, goal_record, run_record, target_record, write
 from pipeline.stages import Stages
 from pipeline.store.run_directory import RunDirectory, recipe_of
+from reports.matrix import MatrixRecord
 from reports.records import CandidateRecord, GoalRecord, LimitRecord, RunRecord, TargetRecord
 from targets.arm.setup import require as require_emulator
 from targets.cache import write_atomic
@@ -43,7 +45,7 @@ class Listener:
 
 def fit(
     recipe: Recipe, directory: Path | str, *, listener: Listener | None = None, command: str | None = None
-) -> RunRecord:
+) -> RunRecord | MatrixRecord:
     """Flatten a network until its exported artifact meets what the recipe asks for.
 
     Args:
@@ -51,8 +53,8 @@ def fit(
         command: what the report names as the command of this run.
 
     Returns:
-        The run, which also stands in `directory/report.json`. A goal that was missed is no error: `verdict` and
-        `exit_code` say it.
+        The run, which also stands in `directory/report.json`; with `per_target` the page over a run a target. A goal
+        that was missed is no error: `verdict` and `exit_code` of each run say it.
 
     Raises:
         PlanishError: as `planish fit` would say it; `exit_code` of the error is the command's.
@@ -62,7 +64,9 @@ def fit(
     return run_in(run, recipe, profiles, listener or Listener(), command or f"planish fit {run.root / 'recipe.toml'}")
 
 
-def resume(directory: Path | str, *, listener: Listener | None = None, command: str | None = None) -> RunRecord:
+def resume(
+    directory: Path | str, *, listener: Listener | None = None, command: str | None = None
+) -> RunRecord | MatrixRecord:
     """Go on with the run in `directory`, whatever ended it. What is finished is not done again.
 
     Raises:
@@ -89,10 +93,29 @@ def profiles_of(recipe: Recipe) -> list[Profile]:
 
 def run_in(
     run: RunDirectory, recipe: Recipe, profiles: Sequence[Profile], listener: Listener, command: str
-) -> RunRecord:
+) -> RunRecord | MatrixRecord:
     """The run of a recipe in its directory. However it ends, short of being killed, `status.json` says so."""
+    with _told(run):
+        run.event("begin", command=command)
+        if not (recipe.per_target and len(profiles) > 1):
+            return _run(run, recipe, profiles, listener, command, datetime.now(UTC))
+
+        def one(folder: RunDirectory, own: Recipe, profile: Profile) -> RunRecord:
+            again = f"planish fit --resume {shlex.quote(str(folder.root))}"
+            with _told(folder):
+                folder.event("begin", command=again)
+                return _run(folder, own, [profile], listener, again, datetime.now(UTC))
+
+        matrix = fit_each(run, recipe, profiles, one, _doing(run, listener), command)
+        _ended(run, "met" if len(matrix.met) == len(matrix.rows) else "not-met", exit_code(matrix), matrix.headline)
+        return matrix
+
+
+@contextlib.contextmanager
+def _told(run: RunDirectory) -> Iterator[None]:
+    """An end before the end is written down."""
     try:
-        return _run(run, recipe, profiles, listener, command, datetime.now(UTC))
+        yield
     except BaseException as error:
         state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         told = error.to_json() if isinstance(error, PlanishError) else repr(error)
@@ -100,6 +123,19 @@ def run_in(
             run.status(state=state, error=told)
             run.event("stopped", state=state, error=told)
         raise
+
+
+def _doing(run: RunDirectory, listener: Listener) -> Callable[[str], None]:
+    def doing(text: str) -> None:
+        listener.doing(text)
+        run.status(state="running", doing=text, at=datetime.now(UTC))
+
+    return doing
+
+
+def _ended(run: RunDirectory, verdict: str, code: int, headline: str) -> None:
+    run.event("end", verdict=verdict, exit_code=code)
+    run.status(state="done", verdict=verdict, exit_code=code, headline=headline)
 
 
 def _run(
@@ -111,13 +147,7 @@ def _run(
     started: datetime,
 ) -> RunRecord:
     write_atomic(run.root / "environment.json", json.dumps(environment(), indent=1) + "\n")
-    run.event("begin", command=command)
-
-    def doing(text: str) -> None:
-        listener.doing(text)
-        run.status(state="running", doing=text, at=datetime.now(UTC))
-
-    stages = Stages(run, recipe, profiles, doing)
+    stages = Stages(run, recipe, profiles, _doing(run, listener))
 
     def told(candidate: Candidate, limits: tuple[LimitRecord, ...]) -> None:
         if candidate.index == 0:
@@ -134,6 +164,5 @@ def _run(
     result = search(stages, told)
     record = run_record(stages, result, command=command, started=started, finished=datetime.now(UTC))
     write(stages, result, record)
-    run.event("end", verdict=record.verdict, exit_code=record.exit_code)
-    run.status(state="done", verdict=record.verdict, exit_code=record.exit_code, headline=record.headline)
+    _ended(run, record.verdict, record.exit_code, record.headline)
     return record

@@ -119,10 +119,10 @@ def _by_the_clock(
         outcomes[p90] = _outcome(p90, found, found.p90)
     if median and share is None:
         outcomes[median] = _outcome(median, found, found.median)
-    elif median:  # on the scale of the original's latency as it was first measured, so that all outcomes share a limit
-        scale = median.limit / share
-        paired = Interval(*(scale * bound for bound in (found.ratio.value, found.ratio.low, found.ratio.high)))
-        outcomes[median] = _outcome(median, found, paired)
+    elif median:  # a share of what the original takes in the same session, whatever it took in another
+        original_ms = found.baseline.median_ms
+        paired = Interval(*(original_ms * bound for bound in (found.ratio.value, found.ratio.low, found.ratio.high)))
+        outcomes[median] = _outcome(median.model_copy(update={"limit": share * original_ms}), found, paired)
     return outcomes
 
 

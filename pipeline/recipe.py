@@ -309,6 +309,16 @@ def read_recipe(path: Path, instead: Mapping[str, object] = MappingProxyType({})
     return _checked({**data, **instead}, path)
 
 
+def differences(before: Recipe, after: Recipe) -> list[str]:
+    """`latency: "12ms" -> "10ms"` for every key in which two recipes differ."""
+    old, new = before.model_dump(), after.model_dump()
+    return [f"{key}: {_written(old[key])} -> {_written(new[key])}" for key in old if old[key] != new[key]]
+
+
+def _written(value: object) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)
+
+
 def _checked(data: dict[str, object], path: Path | None) -> Recipe:
     """`path` is the recipe's file, None for the command line; errors name the key or the option accordingly."""
     try:

@@ -13,7 +13,7 @@ import click
 
 from pipeline.cli.speaking import speaking
 from pipeline.export.formats import FORMATS
-from pipeline.recipe import Recipe, make_recipe, read_recipe
+from pipeline.recipe import Recipe, differences, make_recipe, read_recipe
 from reports.console import Console
 from targets.errors import UsageError
 
@@ -105,54 +105,90 @@ def recipe_fields(options: dict[str, Any]) -> dict[str, Any]:
 @recipe_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run directory (default: runs/<model>-<target>).")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory.")
+@click.option(
+    "--change-recipe", is_flag=True, help="With --resume: go on with the recipe or the options given beside it."
+)
 @click.option("--dry-run", is_flag=True, help="Read everything and plan once; write, export and measure nothing.")
 @speaking
 def command(
-    model: str | None, output: Path | None, resume: Path | None, dry_run: bool, console: Console, **options: Any
+    model: str | None,
+    output: Path | None,
+    resume: Path | None,
+    change_recipe: bool,
+    dry_run: bool,
+    console: Console,
+    **options: Any,
 ) -> int:
     """Flatten MODEL until its exported artifact meets a latency on a target.
 
     MODEL is file.py:callable, package.module:callable, model.pt2, or a planish.toml that holds all of it; options
     given beside a planish.toml take the place of its own.
     """
-    recipe = _recipe(model, resume, options)
+    recipe = _recipe(model, resume, change_recipe, options)
     if dry_run:
         return _dry_run(recipe, console)
     from pipeline.api import profiles_of, run_in
     from pipeline.cli.running import Speaking
+    from pipeline.per_target import exit_code
     from pipeline.store.run_directory import RunDirectory
+    from reports.matrix import MatrixRecord
 
     profiles = profiles_of(recipe)
     if resume is not None:
         run = RunDirectory.resume(resume)
+        run.keep_recipe(recipe.to_toml())
     else:
         output = output or Path("runs") / f"{_stem(recipe.model)}-{'-'.join(recipe.targets)}"
         run = RunDirectory.create(output, recipe.to_toml())
     console.resume = f"planish fit --resume {shlex.quote(str(run.root))}"
     with console.stage("fitting") as stage:
         record = run_in(run, recipe, profiles, Speaking(console, stage), _command_line())
+    if isinstance(record, MatrixRecord):
+        console.matrix_summary(record, run.root)
+        return exit_code(record)
     console.summary(record, run.root)
     return record.exit_code
 
 
-def _recipe(model: str | None, resume: Path | None, options: dict[str, Any]) -> Recipe:
+def _recipe(model: str | None, resume: Path | None, change: bool, options: dict[str, Any]) -> Recipe:
     """Of the run that goes on, of a file with the command line's options in place of its own, or of the options."""
     given = recipe_fields(options)
     if resume is not None:
-        from pipeline.store.run_directory import recipe_of
-
-        if model is not None or given:
-            raise UsageError(
-                "a run that goes on keeps its recipe",
-                where=f"{resume / 'recipe.toml'}",
-                why=f"--resume came with {', '.join(sorted({**given, **({'model': model} if model else {})}))} as well",
-                fix=f"planish fit --resume {shlex.quote(str(resume))}; for another recipe start a run with another -o",
-                code="RESUME_OPTIONS",
-            )
-        return read_recipe(recipe_of(resume))
+        return _resumed(model, resume, change, given)
+    if change:
+        raise UsageError(
+            "there is no run whose recipe could be changed",
+            where="--change-recipe",
+            why="it belongs to --resume",
+            fix="say which run goes on: planish fit --resume runs/NAME --change-recipe ...",
+            code="RESUME_OPTIONS",
+        )
     if model is not None and model.endswith(".toml"):
         return read_recipe(Path(model), given)
     return make_recipe(model=model, **given)
+
+
+def _resumed(model: str | None, resume: Path, change: bool, given: dict[str, Any]) -> Recipe:
+    """The recipe of a run that goes on: its own, or a changed one where that was said."""
+    from pipeline.store.run_directory import recipe_of
+
+    path = recipe_of(resume)
+    own = read_recipe(path)
+    if model is not None and not model.endswith(".toml"):
+        given = {"model": model, **given}
+    wanted = read_recipe(Path(model), given) if model and model.endswith(".toml") else read_recipe(path, given)
+    changes = differences(own, wanted)
+    if changes and not change:
+        again = shlex.quote(str(resume))
+        raise UsageError(
+            "the recipe is not the one that this run was begun with",
+            where=str(path),
+            why="; ".join(changes),
+            fix=f"planish fit --resume {again} goes on as it was; with --change-recipe it goes on with the changes, "
+            "and what they do not touch is not done again; for a run beside this one choose another -o",
+            code="RECIPE_CHANGED",
+        )
+    return wanted
 
 
 def _dry_run(recipe: Recipe, console: Console) -> int:
