@@ -39,6 +39,7 @@ class RunDirectory:
 
     def __init__(self, root: Path, lock: IO[str], store: Store, publishes: bool = True) -> None:
         self.root, self.store, self.publishes = root, store, publishes
+        self.tell: Callable[[str], None] = lambda text: None  # hears what a person at the console wants to hear
         self._lock = lock
         self._fetched: set[str] = set()  # stages just taken from the store
         self._reserved: set[str] = set()  # keys whose turn a `reserved` block has
@@ -204,8 +205,13 @@ class RunDirectory:
         """Until `turn` ends, no other run makes this."""
         if not self.publishes or key in self._reserved:
             return
+
+        def waiting() -> None:
+            self.event("waiting", stage=name)
+            self.tell(f"waiting for another run that makes {name}")
+
         try:
-            turn.enter_context(locked(self.store.lock(key), waiting=lambda: self.event("waiting", stage=name)))
+            turn.enter_context(locked(self.store.lock(key), waiting))
         except OSError as error:
             self._without_store(error)
 

@@ -34,6 +34,7 @@ def make(folder):
         time.sleep(0.02)
     return run.root.name
 
+run.tell = lambda text: (signs / "told").write_text(text)
 print(run.stage("s", {"x": 1}, make))
 """
 
@@ -78,6 +79,7 @@ def test_the_second_waits_says_so_and_is_served(start: Callable, tmp_path: Path)
     assert first.communicate(timeout=60)[0] == second.communicate(timeout=60)[0] == "first\n"
     assert (tmp_path / "made").read_text().split() == ["first"]
     assert events(tmp_path / "second", "waiting")[0]["stage"] == "s"
+    assert (tmp_path / "told").read_text() == "waiting for another run that makes s"
     assert [row["cached"] for row in events(tmp_path / "second", "stage")] == ["store"]
     assert not events(tmp_path / "first", "waiting")
 
