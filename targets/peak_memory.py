@@ -85,6 +85,8 @@ def peak_memory(
     another way. Freed memory goes back at once here (`SETTINGS`), where an app's allocator may keep some. Delegates
     for GPUs and neural engines hold memory of their own, of which nothing is seen here.
 
+    The kernel counts exactly what is held in the end, and to some 256 KiB what was held for a moment before.
+
     Args:
         format: "tflite", "onnx", "ort" or "pte".
         inputs: .npz as for `targets.measure.measure`; the first sample is run.
