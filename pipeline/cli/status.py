@@ -95,8 +95,8 @@ def _about(limit: dict[str, Any]) -> str:
 
 
 def _last(candidate: dict[str, Any]) -> str:
-    first = candidate["outcomes"][0]
-    return f"{quantities.measured(first['value'], first['unit'])} {_verdict(candidate)}"
+    values = [quantities.measured(outcome["value"], outcome["unit"]) for outcome in candidate["outcomes"][:1]]
+    return " ".join((*values, _verdict(candidate)))
 
 
 def _verdict(candidate: dict[str, Any]) -> str:

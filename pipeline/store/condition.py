@@ -68,7 +68,8 @@ def condition_of(root: Path) -> Condition:
     told, events = _status(root), list(_events(root))
     state = _state(alive, told.get("state"))
     began = [datetime.fromisoformat(event["time"]) for event in events if event["event"] == "begin"]
-    candidates = {event["index"]: event for event in events if event["event"] == "candidate"}
+    judged = [{"outcomes": [], **event} for event in events if event["event"] == "candidate"]  # earlier ones had none
+    candidates = {event["index"]: event for event in judged}
     try:
         recipe = read_recipe(recipe_file)
         limits, max_drop = recipe.limits, recipe.max_drop

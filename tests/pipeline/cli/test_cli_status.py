@@ -112,12 +112,14 @@ def test_of_one_that_ended(run: RunDirectory, fields: dict, state: str, what: st
 def test_nothing_that_is_broken_keeps_it_from_telling(run: RunDirectory) -> None:
     (run.root / "status.json").write_text("{")
     (run.root / "recipe.toml").write_text("nonsense = ")
+    run.event("candidate", index=3, verdict="met")
     with (run.root / "events.ndjson").open("a") as log:
         log.write('{"time": "2026-')
     released(run)
     found = told(run.root)["run"]
-    assert found["state"] == "killed" and len(found["candidates"]) == 3 and found["goal"] == []
+    assert found["state"] == "killed" and len(found["candidates"]) == 4 and found["goal"] == []
     assert "its recipe cannot be read" in planish("status", run.root).stdout
+    assert planish("status").exit_code == 0
 
 
 def test_of_all_runs(run: RunDirectory) -> None:
