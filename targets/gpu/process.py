@@ -17,7 +17,17 @@ from targets.runners import ending, unusable
 
 WORKER = Path(__file__).with_name("worker.py")
 LIMIT_S = 900  # of a run; the first compiles the kernels for this machine's processors
-NOISE = ("INFO:", "WARNING:", "Warning:", "I0000", "W0000")
+NOISE = (
+    "INFO:",
+    "WARNING:",
+    "Warning:",
+    "I0000",
+    "W0000",
+    "└ Could not load",
+    "===",
+    "third_party",
+)  # of routine lines
+NO_GPU = "No adapters found"
 
 
 def work(plan: dict[str, Any], gpu: Gpu, places: Places, *, limit_s: float = LIMIT_S) -> tuple[dict[str, Any], str]:
@@ -53,7 +63,9 @@ def work(plan: dict[str, Any], gpu: Gpu, places: Places, *, limit_s: float = LIM
             raise _failed(what, named, _last(log_path))
         result = json.loads(result_path.read_text(encoding="utf-8"))
     if "error" in result:
-        raise unusable(plan.get("artifact", named), result["error"])
+        if NO_GPU in text:
+            raise _failed(f"LiteRT finds no GPU ({gpu.title})", named, _told(text))
+        raise unusable(plan.get("artifact", named), " / ".join(filter(None, (result["error"], _told(text)))))
     return result, text
 
 
@@ -80,14 +92,14 @@ def try_out(gpu: Gpu, places: Places) -> None:
         }
         result, log = work(plan, gpu, places)
     if not result["accelerated"]:
-        raise _failed("LiteRT finds no GPU", "a network of one convolution", _told(log))
+        raise _failed("LiteRT runs a convolution on the CPU", artifact.name, _told(log))
 
 
 def _failed(what: str, named: str, why: str) -> PlanishError:
     return PlanishError(
         what,
         where=named,
-        why=why,
+        why=why or "no output",
         fix="run the same command again; if it fails the same way, report this with the artifact",
         code="GPU_RUN_FAILED",
     )
@@ -100,4 +112,4 @@ def _last(log_path: Path) -> str:
 def _told(log: str) -> str:
     """The last lines of a log that are no routine."""
     lines = [line for line in log.strip().splitlines() if line.strip() and not line.startswith(NOISE)]
-    return " / ".join(lines[-3:]) or "no output"
+    return " / ".join(lines[-3:])
