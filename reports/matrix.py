@@ -91,17 +91,6 @@ class MatrixRecord(VersionedRecord):
         by = f", by {'one artifact' if files == 1 else f'{files} artifacts'}" if self.met else ""
         return f"{len(self.met)} of {len(self.rows)} targets met{by}."
 
-    def row(self, target: str) -> MatrixRowRecord:
-        """The row of that target.
-
-        Raises:
-            KeyError: no such target.
-        """
-        for row in self.rows:
-            if row.target.name == target:
-                return row
-        raise KeyError(target)
-
     def cell(self, artifact: str, target: str) -> MatrixCellRecord | None:
         """How long the artifact of one target takes on another; None where that was not measured."""
         return next((each for each in self.cells if (each.artifact, each.target) == (artifact, target)), None)
