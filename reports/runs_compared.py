@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pydantic import JsonValue
 
 from reports.comparison import compare_layers
+from reports.measured import MeasurementRecord, QualityRecord
 from reports.records import (
     CandidateRecord,
     EditRecord,
     LayerRecord,
     LimitRecord,
-    MeasurementRecord,
     OutcomeRecord,
-    QualityRecord,
     Quantity,
     RunRecord,
     Verdict,

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from reports import limits, quantities
 from reports.artifacts_compared import ArtifactsComparedRecord, BorderRecord
-from reports.records import EditRecord, LimitRecord, MeasurementRecord, OutcomeRecord, QualityRecord
+from reports.measured import MeasurementRecord, QualityRecord
+from reports.records import EditRecord, LimitRecord, OutcomeRecord
 from reports.runs_compared import ChangedRecord, GoalPairRecord, LatencyPairRecord, RunsComparedRecord, SideRecord
 from reports.streams import printable
 from reports.tables import VERDICTS

@@ -13,8 +13,8 @@ from commands import planish
 
 from pipeline.recipe import make_recipe
 from reports.artifacts_compared import ArtifactsComparedRecord
-from reports.records import CandidateRecord, GoalRecord, LayerRecord, LimitRecord, MeasurementRecord, RunRecord
-from reports.records import TargetRecord as Target
+from reports.measured import MeasurementRecord
+from reports.records import CandidateRecord, GoalRecord, LayerRecord, LimitRecord, RunRecord, TargetRecord
 from reports.runs_compared import RunsComparedRecord
 from targets.probes import onnx, tflite
 from targets.probes.design import convolution
@@ -58,7 +58,7 @@ def write_run(folder: Path, median_ms: float, latency: str, parameters: int = 22
         model="m.py:net",
         data="d.npz",
         targets=(
-            Target(
+            TargetRecord(
                 name="pixel-4-cpu",
                 title="Pixel 4",
                 core="Cortex-A76",
