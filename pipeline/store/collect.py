@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,8 +66,9 @@ def held(store: Store) -> list[Held]:
     found = []
     for directory in store.objects.glob("[!.]*"):
         mark = directory / MARK
-        used = (mark if mark.exists() else directory).stat().st_mtime
-        found.append(Held(directory.name, used, bytes_of(directory)))
+        with suppress(FileNotFoundError):  # another process has removed it meanwhile
+            used = (mark if mark.exists() else directory).stat().st_mtime
+            found.append(Held(directory.name, used, bytes_of(directory)))
     return sorted(found, key=lambda each: (each.used, each.key))
 
 

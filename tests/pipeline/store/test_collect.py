@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,20 @@ def test_results_are_in_the_order_of_their_use(run: RunDirectory) -> None:
     assert [each.used for each in held(run.store)] == [1000.0, 2000.0, 3000.0]
     assert all(each.bytes > SIZE for each in held(run.store))
     assert held(Store(run.root / "nothing")) == []
+
+
+def test_a_result_that_another_process_removes_meanwhile_is_passed_over(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = key_of(run, 1)
+
+    def removed_first(directory: Path) -> int:
+        if directory.name == gone:
+            shutil.rmtree(directory)
+        return sum(file.stat().st_size for file in (directory / "file", directory / MARK))
+
+    monkeypatch.setattr("pipeline.store.collect.bytes_of", removed_first)
+    assert gone not in [each.key for each in held(run.store)] and len(held(run.store)) == 2
 
 
 ROWS = [Held("old", 1.0, 10), Held("middle", 2.0, 20), Held("new", 3.0, 30)]
