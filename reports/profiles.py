@@ -69,7 +69,7 @@ def profile_table(profiles: Iterable[Profile]) -> Table:
         if profile.gpu:
             clock = f"{profile.gpu.clock_mhz / 1000:.2f}"
             short = re.sub(r"^PowerVR | M[PC]\d+$", "", profile.gpu.name)
-            table.add_row(profile.name, profile.device, short, clock, MODELLED)
+            table.add_row(profile.name, profile.device, short, clock, "model")  # in place of threads
         elif profile.core is None:
             table.add_row(profile.name, profile.device, "by the clock", "", "")
         else:
