@@ -82,14 +82,13 @@ def _for_the_format(recipe: Recipe, result: FitResult) -> list[AdviceRecord]:
 
 
 def _asking_for(candidate: Candidate) -> str:
-    """The options that ask for what a candidate took, of the limits it misses."""
+    """The options that ask for what a candidate took, where it misses a limit, and else for what was asked."""
+    missed = {outcome.quantity for outcome in candidate.outcomes if outcome.verdict != "met"}
     words = []
     for outcome in candidate.outcomes:
-        if outcome.verdict == "met":
-            continue
-        high = (outcome.high or outcome.value) * ROUNDED_UP
-        value = f"{high:.4g}ms" if outcome.unit == "ms" else f"{high / 1e6:.4g}MB"
-        words.append(f"--{outcome.quantity} {value}")
+        if outcome.quantity in missed:  # of several targets all, as their order tells which is whose
+            most = outcome.limit if outcome.verdict == "met" else (outcome.high or outcome.value) * ROUNDED_UP
+            words.append(f"--{outcome.quantity} {f'{most:.4g}ms' if outcome.unit == 'ms' else f'{most / 1e6:.4g}MB'}")
     return " ".join(words)
 
 

@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.environment import environment
-from pipeline.loop import Candidate, search
+from pipeline.loop import Candidate, allowed_drop, search
 from pipeline.per_target import exit_code, fit_each
 from pipeline.recipe import Recipe, read_recipe
 from pipeline.results import candidate_record, goal_record, run_record, target_record, write
 from pipeline.stages import Stages
 from pipeline.store.run_directory import RunDirectory, recipe_of
+from reports.events import EVENTS_VERSION
 from reports.matrix import MatrixRecord
 from reports.records import CandidateRecord, GoalRecord, LimitRecord, RunRecord, TargetRecord
 from targets.arm.setup import require as require_emulator
@@ -96,14 +97,14 @@ def run_in(
 ) -> RunRecord | MatrixRecord:
     """The run of a recipe in its directory. However it ends, short of being killed, `status.json` says so."""
     with _told(run):
-        run.event("begin", command=command)
+        run.event("begin", schema=EVENTS_VERSION, command=command)
         if not (recipe.per_target and len(profiles) > 1):
             return _run(run, recipe, profiles, listener, command, datetime.now(UTC))
 
         def one(folder: RunDirectory, own: Recipe, profile: Profile) -> RunRecord:
             again = f"planish fit --resume {shlex.quote(str(folder.root))}"
             with _told(folder):
-                folder.event("begin", command=again)
+                folder.event("begin", schema=EVENTS_VERSION, command=again)
                 return _run(folder, own, [profile], listener, again, datetime.now(UTC))
 
         matrix = fit_each(run, recipe, profiles, one, _doing(run, listener), command)
@@ -151,7 +152,8 @@ def _run(
 
     def told(candidate: Candidate, limits: tuple[LimitRecord, ...]) -> None:
         if candidate.index == 0:
-            listener.begun(recipe, [target_record(p) for p in profiles], goal_record(recipe, limits, None))
+            goal = goal_record(recipe, limits, allowed_drop(stages, candidate), candidate.quality)
+            listener.begun(recipe, [target_record(profile) for profile in profiles], goal)
         record = candidate_record(stages, candidate)
         listener.judged(record)
         run.event(

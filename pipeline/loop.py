@@ -92,6 +92,15 @@ def keeps_floor(candidate: Candidate, allowed: float | None) -> bool | None:
 Told = Callable[[Candidate, tuple[LimitRecord, ...]], None]
 
 
+def allowed_drop(stages: Stages, original: Candidate) -> float | None:
+    """What of the quality may be lost, in the metric's unit; None where no floor was asked for."""
+    drop = stages.recipe.allowed_drop
+    if drop is None or original.quality is None:
+        return None
+    points, share = drop
+    return points if points is not None else share * abs(original.quality.value)
+
+
 def search(stages: Stages, told: Told = lambda candidate, limits: None) -> FitResult:
     """Run the loop. `told` hears of every candidate as soon as it is judged."""
     recipe = stages.recipe
@@ -117,7 +126,7 @@ def search(stages: Stages, told: Told = lambda candidate, limits: None) -> FitRe
         candidates,
         probes,
         final,
-        _allowed_drop(stages, original),
+        allowed_drop(stages, original),
         final.violations if recipe.strict else (),
     )
 
@@ -219,12 +228,3 @@ def _explain(evidence: Evidence, candidate: Candidate) -> None:
         candidate.delegation = evidence.delegated(candidate.made, candidate.artifacts, candidate.operators)
     except PlanishError as error:
         candidate.unexplained = candidate.unexplained or error.why
-
-
-def _allowed_drop(stages: Stages, original: Candidate) -> float | None:
-    """What of the quality may be lost, in the metric's unit."""
-    drop = stages.recipe.allowed_drop
-    if drop is None or original.quality is None:
-        return None
-    points, share = drop
-    return points if points is not None else share * abs(original.quality.value)

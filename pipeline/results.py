@@ -28,6 +28,7 @@ from reports.records import (
     LimitRecord,
     MeasurementRecord,
     OutcomeRecord,
+    QualityRecord,
     RejectedRecord,
     RunRecord,
     TargetRecord,
@@ -99,10 +100,13 @@ def candidate_record(stages: Stages, candidate: Candidate) -> CandidateRecord:
     )
 
 
-def goal_record(recipe: Recipe, limits: Sequence[LimitRecord], allowed_drop: float | None) -> GoalRecord:
+def goal_record(
+    recipe: Recipe, limits: Sequence[LimitRecord], allowed_drop: float | None, original: QualityRecord | None
+) -> GoalRecord:
     return GoalRecord(
         limits=tuple(limits),
         max_drop=allowed_drop,
+        quality_unit=original.unit if original else "%",
         formats=tuple(recipe.formats),
         primary_format=recipe.formats[0],
     )
@@ -134,7 +138,7 @@ def run_record(stages: Stages, result: FitResult, *, command: str, started: date
         model=recipe.model,
         data=recipe.data,
         targets=tuple(map(target_record, stages.profiles)),
-        goal=goal_record(recipe, result.limits, result.allowed_drop),
+        goal=goal_record(recipe, result.limits, result.allowed_drop, result.original.quality),
         verdict=verdict,
         floor_kept=result.floor_kept,
         exit_code={"met": 0, "undecided": 5, "not-met": 3, "verification-failed": 4}[verdict],
@@ -226,7 +230,8 @@ def _named(stages: Stages, outcome: OutcomeRecord) -> str:
 
 
 def _title(stages: Stages, target: str) -> str:
-    return next(profile.title for profile in stages.profiles if profile.name == target)
+    profile = next(profile for profile in stages.profiles if profile.name == target)
+    return "this machine" if profile.kind == "host" else profile.title
 
 
 def _limit(outcome: OutcomeRecord) -> str:
@@ -246,12 +251,6 @@ def _warnings(stages: Stages, result: FitResult) -> tuple[str, ...]:
         "the cost table misled the search there."
         for less, more in unordered(result.searched)
     ]
-    if result.floor_kept is not None and (quality := result.final.quality).lost is not None:
-        if quality.lost_low <= result.allowed_drop < quality.lost_high:
-            found.append(
-                f"With {quality.samples:,} test samples the loss lies between {quality.lost_low:.4g} and "
-                f"{quality.lost_high:.4g}: that does not settle whether the floor is kept. More samples would."
-            )
     return tuple(found)
 
 

@@ -127,6 +127,14 @@ class LogStageEvent(Event):
     seconds: Seconds | None = None
 
 
+class LogRecipeEvent(Event):
+    """The run goes on with another recipe; both as they stand in `recipe.toml`."""
+
+    event: Literal["recipe"]
+    before: str
+    after: str
+
+
 class LogWaitingEvent(Event):
     """Another run is making this stage; its result will be taken."""
 
@@ -194,6 +202,7 @@ LogEvent = Annotated[
     | LogStageEvent
     | LogWaitingEvent
     | LogDroppedEvent
+    | LogRecipeEvent
     | LogFailedEvent
     | LogCandidateEvent
     | LogWarningEvent

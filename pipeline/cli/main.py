@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "Show what differs between two runs, or between two artifacts of one format.",
     "status": "Say what a run is doing or how it ended, and how to go on; writes nothing.",
     "gc": "Remove results that no run has used for long, and what a finished run no longer needs.",
+    "schema": "Print the JSON Schema of events, run log, report or manifest.",
     "targets": "List, show and set up targets; rebuild a cost table.",
     "doctor": "Say what is installed and what is missing; writes nothing.",
 }

@@ -10,8 +10,8 @@ from rich.text import Text
 from pipeline.cli.speaking import speaking
 from pipeline.store.writing import writing
 from reports.console import Console
-from reports.html.render import render
-from reports.records import read_run
+from reports.html.render import render, render_matrix
+from reports.matrix import MatrixRecord, read_report
 from targets.cache import write_atomic
 
 
@@ -22,8 +22,8 @@ from targets.cache import write_atomic
 def command(run: Path, output: Path | None, console: Console) -> None:
     """Write the report of RUN, a run directory or a report.json."""
     source = run if run.suffix == ".json" else run / "report.json"
-    record = read_run(source)
+    record = read_report(source)
     output = output or source.with_name("report.html")
     with writing(output):
-        write_atomic(output, render(record))
+        write_atomic(output, render_matrix(record) if isinstance(record, MatrixRecord) else render(record))
     console.result([Text(f"{output} written")], file=str(output))
