@@ -11,6 +11,7 @@ The last two run in the Python of the ARM64 emulator's set-up.
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,8 +76,6 @@ def places() -> Places:
 
 def mali_wheels() -> list[str]:
     """What the guest's LiteRT needs beside the wheels of the ARM64 emulator, as installed here."""
-    import importlib.metadata
-
     return [f"ml_dtypes=={importlib.metadata.version('ml_dtypes')}"]
 
 
