@@ -9,10 +9,11 @@ where it straddles the limit more samples are taken, up to the last look of `LOO
   medians; what slows both blocks of a round cancels in it. The interval is for the median of these ratios. Pairing in
   time and giving an interval for the ratio follow Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time"
   (ISMM 2013).
-- Several looks: one that may stop at any of k looks errs more often than each of them. The looks share the error
-  probability equally (Bonferroni), as do the goal's criteria, so that a verdict is wrong with a probability of at most
-  1 - confidence over all of them together; samples of all looks are used together, which Bonferroni allows as it needs
-  no independence. Pocock's boundaries (Biometrika 64, 1977) are a little narrower, but need equal steps.
+- Several looks: one that may stop at any of several errs more often than each of them. The error probability,
+  1 - confidence, is spent on the looks in proportion to the seconds they add (the simplest spending function of Lan and
+  DeMets, Biometrika 70, 1983), and within a look equally on the goal's criteria. So the first look, which knows the
+  machine least, decides only what is clear. The parts add up (Bonferroni), whatever the looks have in common: each
+  takes the samples of those before, too.
 - Drift: where the level of the baseline changes by more than `STEADY` within a session, or the baseline is off what it
   was before by more than that and than both intervals allow, the machine is another one: the pair decides nothing, is
   kept in the record, and is taken again, up to `MOST_INVALID` invalid pairs in all. For a relative goal it is the ratio
@@ -22,12 +23,14 @@ where it straddles the limit more samples are taken, up to the last look of `LOO
 
 Limits: the confidence is about the machine as it was during the judgement. A level that wanders more slowly than that
 and by less than `STEADY` is not seen by an absolute goal, nor is what differs from one start of the process to the next
-(placement in memory) beyond the two or three starts of a judgement. A bound on the 90th percentile needs about 46
-independent samples; before, it is undecided.
+(placement in memory) beyond the few starts of a judgement: a goal nearer to the truth than such changes may be judged
+wrongly. A 90th percentile's upper bound needs some 60 independent samples at the first look, without it the verdict is
+undecided.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,11 +44,11 @@ from targets.runners import Job, Progress, Timing
 from targets.runners.host import STEADY
 from targets.statistics import CONFIDENCE, Decision, decide, drift
 
-LOOKS_S = (5.0, 20.0, 60.0)  # seconds of timed inference of each artifact, those of the looks before included
+LOOKS_S = (5.0, 15.0, 40.0)  # seconds of timed inference, of the slower artifact, that each look adds
 MOST_INVALID = 3
 
 Take = Callable[[Sequence[Job], float], list[Timing]]
-"""Times the jobs in interleaved blocks, for so many seconds each; their `rounds` correspond, or are all None."""
+"""Times the jobs in interleaved blocks, the slowest for so many seconds; `rounds` correspond, or are all None."""
 
 
 def judge(
@@ -82,7 +85,6 @@ def judge(
         return timed(jobs, format, profile, progress, threads=threads, budget_s=seconds, compared=True)
 
     jobs = (candidate,) if baseline is None else (baseline, candidate)
-    level = 1 - (1 - confidence) / (len(LOOKS_S) * goal.criteria)
     counted: list[Timing] = []  # of the pairs that count, joined
     invalid: list[InvalidPair] = []
     looks, before = 0, earlier
@@ -92,7 +94,8 @@ def judge(
         return found[-1], found[0] if baseline else None
 
     while looks < len(LOOKS_S) and len(invalid) < MOST_INVALID:
-        timings = (take or by_runner)(jobs, LOOKS_S[looks] - sum(LOOKS_S[looks - 1 : looks]))
+        level = 1 - (1 - confidence) / goal.criteria * LOOKS_S[looks] / sum(LOOKS_S)
+        timings = (take or by_runner)(jobs, LOOKS_S[looks])
         pair = measured(timings)
         unsteady = _unsteady(timings, goal) or (_moved(pair[1] or pair[0], before) if goal.share is None else "")
         if unsteady:
@@ -101,17 +104,16 @@ def judge(
             continue
         counted = [_joined(*both) for both in zip(counted, timings)] if counted else timings
         looks += 1
-        pair = measured(counted)
-        before = pair[1] or pair[0]
+        before = next(each for each in measured(counted)[::-1] if each)
         verdict, reason = _decided(counted, goal, level)
         if verdict != "undecided" or _repeats(counted):
             break
         if looks < len(LOOKS_S):
-            more = LOOKS_S[looks] - LOOKS_S[looks - 1]
-            progress(f"undecided after {LOOKS_S[looks - 1]:g} s: {reason}; taking {more:g} s more")
+            progress(f"undecided after {sum(LOOKS_S[:looks]):g} s: {reason}; taking {LOOKS_S[looks]:g} s more")
     if len(invalid) == MOST_INVALID:
-        verdict, reason = "undecided", f"{invalid[-1].reason}, in {MOST_INVALID} sessions"
+        verdict, reason = "undecided", invalid[-1].reason
     samples = counted or timings
+    pair = measured(samples)
     return Judgement(
         verdict=verdict,
         reason=reason,
@@ -140,21 +142,27 @@ def _decided(timings: Sequence[Timing], goal: Goal, level: float) -> tuple[Decis
     for name, found, limit, unit in asked:
         verdict = decide(found.low, found.high, limit)
         relation = {"met": "at or below", "above": "above", "undecided": "around"}[verdict]
-        sentences.setdefault(verdict, f"{name} {found.low:.4g} … {found.high:.4g}{unit}, {relation} {limit:.4g}{unit}")
+        sentences.setdefault(verdict, f"{name} {_span(found, unit)}, {relation} {limit:.4g}{unit}")
     return next((verdict, sentences[verdict]) for verdict in ("above", "undecided", "met") if verdict in sentences)
+
+
+def _span(found: Interval, unit: str) -> str:
+    if math.isinf(found.low) and math.isinf(found.high):
+        return f"{found.value:.4g}{unit} with too few samples for an interval"
+    if math.isinf(found.high):
+        return f"at least {found.low:.4g}{unit}"
+    return f"at most {found.high:.4g}{unit}" if math.isinf(found.low) else f"{found.low:.4g} … {found.high:.4g}{unit}"
 
 
 def _unsteady(timings: Sequence[Timing], goal: Goal) -> str:
     """Why the session decides nothing; empty where what must be steady was."""
     if _repeats(timings):
         return ""
-    if goal.share is not None:
-        change = drift(_ratios(timings))
-        what = "the candidate's share of the baseline's latency"
+    if goal.share is None:
+        change, what = drift(timings[0].samples_ms), "the machine's speed"
     else:
-        change = drift(timings[0].samples_ms)
-        what = "the machine's speed"
-    return f"{what} changed by {abs(change):.0%} while it was timed".replace("%", " %") if abs(change) > STEADY else ""
+        change, what = drift(_ratios(timings)), "the candidate's share of the baseline's latency"
+    return f"{what} changed by {abs(change) * 100:.0f} % while it was timed" if abs(change) > STEADY else ""
 
 
 def _moved(now: Measurement, before: Measurement | None) -> str:

@@ -8,11 +8,13 @@ of samples at or below the quantile, over what it were under independence, p (1 
 order statistic's interval rests on (Woodruff, JASA 47, 1952), and as it lies between 0 and 1, heavy tails do not upset
 its estimate. tau is estimated by batch means: the samples in order of time are cut into `BATCHES` long pieces, whose
 shares are nearly independent of each other where the pieces are longer than the machine's moods (Schmeiser, Operations
-Research 30, 1982, on how many). Three corrections keep the interval honest where that is only nearly so:
+Research 30, 1982, on how many). Four corrections keep the interval honest where that is only nearly so:
 
 - a few batches tell a variance badly: the Student quantile of BATCHES - 1 takes the place of the normal one;
-- neighbouring batches that still go together widen it by (1 + r) / (1 - r), r their correlation, as the sequential
-  quantile procedures do (Alexopoulos, Goldsman, Mokashi, Tien and Wilson, ACM TOMACS 29, 2019); a trend is such a case;
+- neighbouring batches that still go together widen it by (1 + r) / (1 - r), r their correlation, as Sequest does
+  (Alexopoulos, Goldsman, Mokashi, Tien and Wilson, Operations Research 67, 2019); a trend is such a case;
+- tau is the largest of those of several quantiles: a session that saw a slow clock too rarely has its quantile among
+  the fast samples, where the batches look alike, and only further up do they tell of the two clocks;
 - tau is never below 1: samples that seem to repel each other are credited with no more than independence.
 
 What we changed: the interval is the exact binomial one at n / tau samples, not a normal approximation, so that few
@@ -22,7 +24,7 @@ samples give no bound rather than a wrong one. Limit: what changes more slowly t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ import numpy as np
 from scipy.special import bdtr, bdtrc, ndtri, stdtrit
 
 BATCHES = 10
+LEVELS = (0.25, 0.5, 0.75, 0.9)  # of the distribution, at which batches are compared
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def quantile_interval(
     n, tail = len(values), (1 - confidence) / 2
     ordered = np.sort(values)
     value = float(ordered[math.ceil(p * n) - 1]) if p != 0.5 else float(np.median(ordered))
-    worth = n if rounds is None else max(1, int(n / _inflation(values <= value, p, rounds, tail)))
+    worth = n if rounds is None else max(1, int(n / _inflation(values, {p, *LEVELS}, rounds, tail)))
     below = np.arange(worth)  # how many of `worth` independent samples lie below the quantile
     lowest = int(np.searchsorted(bdtr(below, worth, p), tail, side="right"))  # ranks from 1; 0: none is low enough
     highest = worth + 1 - int(np.searchsorted(bdtrc(below[::-1], worth, p), tail, side="right"))
@@ -79,17 +82,17 @@ def quantile_interval(
     )
 
 
-def _inflation(below: np.ndarray, p: float, rounds: Sequence[int], tail: float) -> float:
-    """tau of the samples, at least 1; `below` [n] says which are at or below their quantile."""
-    batches = min(BATCHES, len(rounds))
+def _inflation(values: np.ndarray, levels: Iterable[float], rounds: Sequence[int], tail: float) -> float:
+    """The largest tau of the quantiles at `levels`, at least 1; `values` [n] in the order of time."""
+    n, batches = len(values), min(BATCHES, len(rounds))
     if batches < 3:
-        return len(below)
+        return n
     ends = np.cumsum([sum(rounds[part[0] : part[-1] + 1]) for part in np.array_split(np.arange(len(rounds)), batches)])
-    shares = np.array([batch.mean() for batch in np.split(below, ends[:-1])])
-    away = shares - shares.mean()
-    variance = float(away @ away) / (batches - 1) / batches
-    if variance == 0:
-        return 1.0
-    together = max(0.0, float(away[1:] @ away[:-1] / (away @ away)))
+    levels = np.array(sorted(levels))
+    below = values[:, None] <= np.quantile(values, levels, method="inverted_cdf")  # [n, levels]
+    away = np.array([batch.mean(0) for batch in np.split(below, ends[:-1])]) - below.mean(0)  # [batches, levels]
+    squares = (away**2).sum(0)
+    together = (away[1:] * away[:-1]).sum(0) / np.maximum(squares, 1e-12)
+    variance = squares / (batches - 1) / batches * (1 + together.clip(0)) / (1 - together.clip(0))
     student = stdtrit(batches - 1, tail) / ndtri(tail)
-    return max(1.0, variance * len(below) / (p * (1 - p)) * (1 + together) / (1 - together) * student**2)
+    return max(1.0, float((variance * n / (levels * (1 - levels))).max()) * student**2)

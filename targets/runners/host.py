@@ -2,7 +2,7 @@
 
 Several artifacts are timed in interleaved blocks, so that a change of the machine's clock or load falls on all of them.
 After the first blocks the samples' drift decides whether the machine was steady; if not, more blocks follow within the
-budget, and the measurement says which it was. Artifacts that are compared take as many rounds each, for all the budget.
+budget, and the measurement says which it was. Artifacts that are compared take as many rounds each.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def time_artifacts(
     """Wall-clock samples of each artifact: at least `least_samples`, and up to `budget_s` seconds for each artifact.
 
     Args:
-        compared: take rounds of one block of every artifact for all of `budget_s`, so that their samples can be paired
-            round by round; else an artifact is done as soon as it has enough steady samples.
+        compared: take rounds of one block of every artifact until the slowest has used `budget_s`, so that samples can
+            be paired round by round; else an artifact is done as soon as it has enough steady samples.
 
     Raises:
         UsageError: `ARTIFACT_UNUSABLE`, `THREADS_TOO_MANY`.

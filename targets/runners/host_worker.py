@@ -29,8 +29,9 @@ def time_jobs(opened, warmup_s, budget_s, least, steady):
     """(samples_ms, rounds) of each artifact, taken in interleaved blocks.
 
     Every artifact gets `least` samples and `budget_s`, or is done with 10 times as many when it is steady.
-    With `steady` None they are compared round by round: all stay until the last is done, each comes first as often as
-    last, and the first inference of a turn, which pays for what the other artifact put into the caches, is not timed.
+    With `steady` None they are compared round by round: all stay until the slowest has used its budget, each comes
+    first as often as last, and the first inference of a turn, which pays for what the other artifact put into the
+    caches, is not timed.
     """
     compared = steady is None
     blocks = []
@@ -43,11 +44,11 @@ def time_jobs(opened, warmup_s, budget_s, least, steady):
     taken, rounds = [[] for _ in opened], [[] for _ in opened]
     spent_ms = [0.0] * len(opened)
 
-    def done(job):
-        return len(taken[job]) >= least and (
-            spent_ms[job] >= budget_s * 1e3
-            or (not compared and len(taken[job]) >= 10 * least and abs(drift(taken[job])) <= steady)
-        )
+    def used(job):
+        return spent_ms[job] >= budget_s * 1e3
+
+    def steadied(job):
+        return len(taken[job]) >= 10 * least and abs(drift(taken[job])) <= steady
 
     turns = list(range(len(opened)))
     while turns:
@@ -59,10 +60,11 @@ def time_jobs(opened, warmup_s, budget_s, least, steady):
             taken[job] += block
             rounds[job].append(len(block))
             spent_ms[job] += sum(block)
+        short = {job for job in turns if len(taken[job]) < least}
         if compared:
-            turns = [] if all(map(done, turns)) else turns[::-1]
+            turns = turns[::-1] if short or not any(map(used, turns)) else []
         else:
-            turns = [job for job in turns if not done(job)]
+            turns = [job for job in turns if job in short or not (used(job) or steadied(job))]
     return taken, rounds
 
 
