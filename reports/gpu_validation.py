@@ -25,7 +25,8 @@ def markdown(found: Validation) -> str:
         "# Modelled beside published latencies of mobile GPUs",
         f"Written by `{COMMAND}`; FOLDER holds the published tables, which are not part of planish: {SOURCE}. "
         "`--refit` fits the constants anew that ship in `targets/gpu/constants`. All modelled figures are of networks "
-        "that were in neither table when the model was fitted.",
+        "that were in neither table when the model was fitted; which terms there are, and the correction's length and "
+        "variance, were chosen with all of them in view.",
         f"The rules by which the delegate is taken to choose its kernels, on the published kernels: {rules}.",
     ]
     for way, title in WAYS.items():

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pipeline.cli.speaking import speaking
 from reports.console import Console
+from targets.errors import UsageError
 
 
 @click.command("validate")
@@ -65,7 +66,13 @@ def _validate_gpus(published: Path | None, refit: bool, chosen: object, output: 
     from targets.gpu import validation
 
     if published is None or chosen:
-        raise click.UsageError("--published stands with --refit and --output alone, and --refit with --published")
+        raise UsageError(
+            "these options do not go together",
+            where="--published" if published else "--refit",
+            why="--published stands with --refit and --output alone, and --refit with --published",
+            fix="leave the other options out",
+            code="OPTIONS_CLASH",
+        )
     with console.stage("mobile GPUs beside published latencies") as stage:
         found = validation.run(published, stage.update, refit=refit)
     written = output or page.PAGE

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from targets.cost import RelativeError
-from targets.gpu.carried import is_measured, model_of
+from targets.gpu.carried import Precision, is_measured, model_of
 from targets.gpu.lowering import Linked, lower
 from targets.gpu.model import GpuModel
 from targets.gpu.terms import TERMS
@@ -19,14 +19,14 @@ ADDED, CURVED, WRITTEN = "outputs added to", "outputs curved", "outputs"
 
 @dataclass(frozen=True)
 class GpuCostTable:
-    """Milliseconds of operators on one GPU in half precision; the same members as `targets.cost.CostTable`.
+    """Milliseconds of operators on one GPU; the same members as `targets.cost.CostTable`.
 
     A table chooses where planning probes; it is never a result. Operators are priced as the delegate has them
     (`lowering`), so a sum behind a layer costs the reading of its other operand and no dispatch.
 
     Attributes:
         error: of whole networks left out by families, not of single operators.
-        classes: the fitted terms, by which results of planning are told apart.
+        classes: all fitted constants, by which results of planning are told apart.
     """
 
     profile: str
@@ -39,12 +39,12 @@ class GpuCostTable:
     _known: dict[Operator, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def load(cls, profile: Profile, format: str = "tflite") -> GpuCostTable:
+    def load(cls, profile: Profile, format: str = "tflite", precision: Precision = "fp16") -> GpuCostTable:
         """The table of a profile of kind "gpu".
 
         What is published is of TFLite's delegate; other formats have delegates of their own, for which it stands in.
         """
-        model = model_of(profile)
+        model = model_of(profile, precision)
         how = "fitted on" if is_measured(profile.gpu) else f"{profile.gpu.constants}, carried over; fitted on"
         return cls(
             profile.name,
@@ -52,7 +52,7 @@ class GpuCostTable:
             f"modelled: {how} {model.source}",
             model.overhead.fixed_ms,
             RelativeError(model.error.median, model.error.p90),
-            dict(model.weights),
+            {choice: (*weights, *_corrections(model, choice)) for choice, weights in model.weights.items()},
             model,
         )
 
@@ -67,6 +67,10 @@ class GpuCostTable:
         kernels, linked = lower(op, self.model.unit.architecture)
         total = sum(self.model.marginal_ms(kernel) for kernel in kernels)
         return total + (linked_us(self.model, linked) * self.model.overhead.scale / 1000 if linked else 0.0)
+
+
+def _corrections(model: GpuModel, choice: str) -> tuple[float, ...]:
+    return tuple(model.corrections[choice].weights.tolist()) if choice in model.corrections else ()
 
 
 def linked_us(model: GpuModel, linked: Linked) -> float:

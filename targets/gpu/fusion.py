@@ -123,6 +123,10 @@ def _kernels(graph: Graph, node: Node, architecture: str, inputs: list[int]) -> 
         groups = max(before[2] // weights[3], 1)
         shape = (before[:2], after[:2], before[2], after[2], weights[1:3], stride, groups)
         return (replace(convolution(architecture, *shape), curves=curves),)
+    if node.kind == "TRANSPOSE_CONV":  # inputs: shape, weights [out, height, width, in], activations
+        taps = graph.shapes[node.inputs[1]][1:3]
+        reached = (-(-taps[0] // stride), -(-taps[1] // stride))  # by one output pixel
+        return (Kernel("conv", before[:2], after[:2], before[2], after[2], reached, curves=curves),)
     if node.kind == "DEPTHWISE_CONV_2D":
         window = graph.shapes[node.inputs[1]][1:3]
         return (
@@ -132,11 +136,8 @@ def _kernels(graph: Graph, node: Node, architecture: str, inputs: list[int]) -> 
         row = (1, math.prod(out[:-1]))
         return (replace(convolution(architecture, row, row, first[-1], out[-1], (1, 1), 1), curves=curves),)
     if node.kind == "BATCH_MATMUL":
-        heads = (math.prod(out[:-2]), out[-2])
-        return (
-            moved((heads[0], first[-1]), out[-1]),
-            Kernel("pointwise", heads, heads, first[-1], out[-1]),
-        )
+        heads, depth = (math.prod(out[:-2]), out[-2]), math.prod(first) // math.prod(out[:-1])
+        return moved((heads[0], depth), out[-1]), Kernel("pointwise", heads, heads, depth, out[-1])
     if node.kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
         if node.kind == "AVERAGE_POOL_2D" and node.window == before[:2]:
             return (Kernel("mean", before[:2], (1, 1), before[2], after[2], before[:2]),)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import UsageError
-from targets.gpu.carried import is_measured, model_of
+from targets.gpu.carried import Precision, is_measured, model_of
 from targets.gpu.fusion import Fused, fuse, not_measured
 from targets.gpu.graph import read
 from targets.measure import Measurement
@@ -40,7 +40,7 @@ class Modelled:
     carried_over: bool  # the constants are another GPU's
 
 
-def modelled(artifact: Path, format: str, profile: Profile) -> Modelled:
+def modelled(artifact: Path, format: str, profile: Profile, precision: Precision = "fp16") -> Modelled:
     """An inference of `artifact` on the GPU of `profile`, as if the delegate took every operator.
 
     Raises:
@@ -54,7 +54,7 @@ def modelled(artifact: Path, format: str, profile: Profile) -> Modelled:
             fix="export to tflite",
             code="FORMAT_NOT_MODELLED",
         )
-    model = model_of(profile)
+    model = model_of(profile, precision)
     graph = read(artifact)
     parts = tuple(Part(one, model.marginal_ms(one.kernel)) for one in fuse(graph, model.unit.architecture))
     total = model.overhead.fixed_ms + sum(part.milliseconds for part in parts)

@@ -216,6 +216,16 @@ def test_a_gpu_carried_over_has_a_wider_interval_and_its_own_speed():
     assert model_of(fast).milliseconds(heavy) < model_of(slow).milliseconds(heavy) / 2
 
 
+def test_single_precision_is_a_rule_with_a_wide_interval():
+    profile = load_profile("pixel-4-gpu")
+    half, single = model_of(profile), model_of(profile, "fp32")
+    heavy = [convolution("adreno-6xx", (28, 28), (28, 28), 256, 256, (3, 3), 1)]
+    assert half.milliseconds(heavy) < single.milliseconds(heavy) < 2.5 * half.milliseconds(heavy)
+    assert single.interval >= carried_interval() > half.interval
+    op = layer(256, 256, 3, 1, 28)
+    assert GpuCostTable.load(profile, precision="fp32").milliseconds(op) > CostTable.load(profile).milliseconds(op)
+
+
 def test_the_costs_of_a_gpu_are_not_timed():
     with pytest.raises(UsageError) as caught:
         build(load_profile("pixel-4-gpu"))

@@ -35,7 +35,7 @@ def test_kernels_between_the_rows_are_found_with_their_sizes():
         row(1, "MEAN", "mean_2", out_hw=64, kernel=0),
         row(2, "CONV_2D", "fully_connected_3_linked_:_sigmoid_4", in_hw=1, out_hw=1),
         row(3, "CONV_2D", "convolution_2d_6_linked_:_add_7"),  # 5 scales what 2 averaged
-        row(4, "CONV_2D", "convolution_2d_9", kernel=3, in_hw=30),  # 8 pads
+        row(4, "CONV_2D", "convolution_2d_9", kernel=5, in_hw=32),  # 8 pads
     ]
     found = list(kernels(Unit("powervr", 1), rows))
     assert [one.microseconds for one in found] == [10.0] * 5 + [None]
