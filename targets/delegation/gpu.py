@@ -2,7 +2,8 @@
 
 Its report names kinds of operators and counts, not operators. So those of a kind it names are put before it one by one,
 each in a file of its own; which of those it knows run on the GPU follows from its rule of one subset
-(`gpu.partition`), and has to agree with the number it reports.
+(`gpu.partition`), and has to agree with the number it reports. Some it takes alone and not in their network: where the
+numbers do not agree, it is taken to know no operator of the kinds it names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from targets.gpu import process
 from targets.gpu.gpus import GPUS
 from targets.gpu.partition import taken
 from targets.gpu.places import require
-from targets.gpu.report import read_report
+from targets.gpu.report import read_report, tensors_of
 from targets.gpu.single import single_operators
 from targets.graph import GraphOperator, read_graph
 
@@ -64,7 +65,7 @@ def on_gpu(path: Path) -> OnGpu:
     """Which operators run on the GPU, and why others do not; raises as `read_gpu`."""
     graph = read_graph(path, "tflite")
     (accelerated,), log = _asked([path])
-    report = read_report(log, operators=len(graph), accelerated=accelerated)
+    report = read_report(log, operators=len(graph), accelerated=accelerated, tensors=tensors_of(path))
     kinds = tuple(operator.kind for operator in graph)
     if report.accelerated:
         return OnGpu(frozenset(range(len(graph))), {}, kinds)
@@ -98,7 +99,8 @@ def _refused_singly(path: Path, graph: Sequence[GraphOperator], refused: Sequenc
     found = {}
     for number, (index, whole) in enumerate(zip(doubtful, accelerated)):
         if not whole:
-            found[index] = read_report(said[number], operators=1, accelerated=False).refused[0][1]
+            report = read_report(said[number], operators=1, accelerated=False, tensors=tensors_of(path))
+            found[index] = report.refused[0][1]
     return found
 
 

@@ -8,7 +8,9 @@ CPU (`partition.py`).
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 HEAD = "not supported by GPU delegate:"
 REFUSED = re.compile(r"([A-Z][A-Z0-9_]*(?: [A-Za-z0-9_.:]+)?): (.+)")
@@ -28,12 +30,14 @@ class Report:
         return self.cpu_operators == 0
 
 
-def read_report(log: str, *, operators: int, accelerated: bool) -> Report:
+def read_report(log: str, *, operators: int, accelerated: bool, tensors: Collection[str] = ()) -> Report:
     """The report in the log of a process that opened one artifact.
 
     Args:
         operators: of the artifact's main graph.
         accelerated: whether LiteRT says that the accelerator took all of them.
+        tensors: names of the artifact's tensors; one at the end of a reason is left out, since it is no name of the
+            user's.
 
     Raises:
         ValueError: it did not, and the log does not say what it took.
@@ -50,4 +54,18 @@ def read_report(log: str, *, operators: int, accelerated: bool) -> Report:
             refused.append((found[1], found[2]))
         elif refused:  # a reason of several lines
             refused[-1] = (refused[-1][0], f"{refused[-1][1]} {line.strip()}")
-    return Report(on_gpu, int(shares[2]), tuple(dict.fromkeys(refused)))
+    plain = [(kind, _without(reason, tensors)) for kind, reason in refused]
+    return Report(on_gpu, int(shares[2]), tuple(dict.fromkeys(plain)))
+
+
+def _without(reason: str, tensors: Collection[str]) -> str:
+    text, _, last = reason.rpartition(" ")
+    return text if last in tensors else reason
+
+
+def tensors_of(path: Path) -> frozenset[str]:
+    """The names of all tensors of a .tflite."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
+    return frozenset(tensor.name.decode() for graph in model.subgraphs for tensor in graph.tensors if tensor.name)

@@ -15,7 +15,7 @@ from targets.errors import PlanishError
 from targets.gpu.gpus import GPUS
 from targets.gpu.places import require
 from targets.gpu.process import work
-from targets.gpu.report import Report, read_report
+from targets.gpu.report import Report, read_report, tensors_of
 from targets.graph import read_graph
 from targets.runners.artifact import runtime_version
 
@@ -104,7 +104,8 @@ def reported(artifact: Path, log: str, *, accelerated: bool) -> Report:
         PlanishError: `GPU_REPORT_UNREADABLE`.
     """
     try:
-        return read_report(log, operators=len(read_graph(artifact, "tflite")), accelerated=accelerated)
+        graph = read_graph(artifact, "tflite")
+        return read_report(log, operators=len(graph), accelerated=accelerated, tensors=tensors_of(artifact))
     except ValueError as error:
         raise PlanishError(
             "it is not known what the GPU takes of the artifact",

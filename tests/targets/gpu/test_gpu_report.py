@@ -38,6 +38,13 @@ def test_an_artifact_taken_whole_has_no_report():
     assert read_report("INFO: nothing to say", operators=7, accelerated=True) == Report(7, 0, ())
 
 
+def test_a_reason_comes_without_the_name_of_a_tensor():
+    lines = "RESHAPE: Tensor dimensions must be less than 5. t1\nRESHAPE: Tensor dimensions must be less than 5. t2"
+    log = f"not supported by GPU delegate:\n{lines}\n1 operations will run on the GPU, and the remaining 2 operations"
+    report = read_report(f"{log} will run on the CPU.", operators=3, accelerated=False, tensors={"t1", "t2"})
+    assert report.refused == (("RESHAPE", "Tensor dimensions must be less than 5."),)
+
+
 def test_none_on_the_gpu():
     line = "No operations will run on the GPU, and all 3 operations will run on the CPU."
     report = read_report(f"not supported by GPU delegate:\nSIGN: why\n{line}", operators=3, accelerated=False)
