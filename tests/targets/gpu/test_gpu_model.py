@@ -194,6 +194,16 @@ def test_a_kernel_nobody_measured_is_its_parts():
 
 
 @pytest.mark.parametrize("profile", GPUS, ids=lambda profile: profile.name)
+@given(inputs=CHANNELS, outputs=CHANNELS, size=SIZES, kernel=st.sampled_from([1, 3, 5, 7]))
+def test_no_convolution_is_faster_than_the_hardware(profile, inputs, outputs, size, kernel):
+    """Two operations a multiply-add, twice as many in half precision, of which Winograd needs a quarter."""
+    made = convolution(profile.gpu.architecture, (size, size), (size, size), inputs, outputs, (kernel, kernel), 1)
+    peak = 4 * profile.gpu.lanes * profile.gpu.clock_mhz  # operations a microsecond
+    saved = 4 if made.choice == "winograd" else 1
+    assert made.flops / model_of(profile).microseconds(made) < saved * peak
+
+
+@pytest.mark.parametrize("profile", GPUS, ids=lambda profile: profile.name)
 @given(channels=CHANNELS, size=SIZES)
 def test_the_correction_is_bounded_and_absent_far_from_what_was_measured(profile, channels, size):
     model = model_of(profile)
