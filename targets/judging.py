@@ -86,6 +86,7 @@ def judge(
 
     jobs = (candidate,) if baseline is None else (baseline, candidate)
     counted: list[Timing] = []  # of the pairs that count, joined
+    joint: tuple[Measurement, Measurement | None] | None = None  # what they make
     invalid: list[InvalidPair] = []
     looks, before = 0, earlier
 
@@ -104,7 +105,8 @@ def judge(
             continue
         counted = [_joined(*both) for both in zip(counted, timings)] if counted else timings
         looks += 1
-        before = next(each for each in measured(counted)[::-1] if each)
+        joint = measured(counted) if looks > 1 else pair
+        before = joint[1] or joint[0]
         verdict, reason = _decided(counted, goal, level)
         if verdict != "undecided" or _repeats(counted):
             break
@@ -112,16 +114,15 @@ def judge(
             progress(f"undecided after {sum(LOOKS_S[:looks]):g} s: {reason}; taking {LOOKS_S[looks]:g} s more")
     if len(invalid) == MOST_INVALID:
         verdict, reason = "undecided", invalid[-1].reason
-    samples = counted or timings
-    pair = measured(samples)
+    samples, (ours, theirs) = (counted, joint) if joint else (timings, pair)
     return Judgement(
         verdict=verdict,
         reason=reason,
         goal=goal,
         confidence=1.0 if _repeats(samples) else confidence,
         looks=looks,
-        candidate=pair[0],
-        baseline=pair[1],
+        candidate=ours,
+        baseline=theirs,
         median=_interval(samples[-1], 0.5, level),
         p90=None if goal.p90_ms is None else _interval(samples[-1], 0.9, level),
         ratio=None if baseline is None else _ratio(samples, level),

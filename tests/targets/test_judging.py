@@ -23,7 +23,7 @@ HOST = load_profile("host")
 BASELINE_MS, CANDIDATE_MS = 80.0, 50.0
 SHARE = CANDIDATE_MS / BASELINE_MS
 HAIR = 1.0005  # a goal this far beyond the truth can be judged wrongly, but hardly rightly
-RUNS = 50
+RUNS = 40
 MOST_WRONG = 0.05 + 2 * math.sqrt(0.05 * 0.95 / RUNS)  # what 5 % may look like in so many runs
 
 
@@ -298,6 +298,7 @@ def test_artifacts_are_judged_on_this_machine(small, large, monkeypatch):
     goals = [Goal(share=0.8), Goal(share=0.001)]
     judgements = [judge(baseline, candidate, format="tflite", profile=HOST, goal=goal) for goal in goals]
     for judgement, verdict in zip(judgements, ("met", "above")):
-        unsteady = len(judgement.invalid) == MOST_INVALID  # other work on this machine
-        assert judgement.verdict == ("undecided" if unsteady else verdict), judgement.reason
-        assert 0 < judgement.ratio.value < 0.8 and judgement.candidate.runner == "host"
+        gave_up = len(judgement.invalid) == MOST_INVALID or judgement.looks == 3  # other work on this machine
+        assert judgement.verdict == verdict or judgement.verdict == "undecided" and gave_up, judgement.reason
+        assert 0.001 < judgement.ratio.value < 0.8 and judgement.candidate.runner == "host"
+        assert len(judgement.candidate.rounds) == len(judgement.baseline.rounds)
