@@ -131,6 +131,7 @@ def _doing(run: RunDirectory, listener: Listener) -> Callable[[str], None]:
         listener.doing(text)
         run.status(state="running", doing=text, at=datetime.now(UTC))
 
+    run.tell = doing
     return doing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from functools import cache
 
 TOOLS = (
     *("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "litert-torch", "ai-edge-litert", "executorch"),
@@ -13,6 +14,11 @@ TOOLS = (
 
 def environment() -> dict[str, str]:
     """Versions of everything that takes part in a run."""
+    return dict(_found())
+
+
+@cache
+def _found() -> dict[str, str]:
     found = {
         "planish": importlib.metadata.version("planish"),
         "python": platform.python_version(),

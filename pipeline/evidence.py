@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import tempfile
@@ -33,7 +34,8 @@ from reports.records import OperatorRecord, QualityRecord
 from targets.arm.parts import emulator_parts
 from targets.errors import PlanishError
 from targets.explain import explain
-from targets.judging import Goal, Judgement, judge
+from targets.judgement import Goal, Judgement
+from targets.judging import judge
 from targets.measure import Measurement, measure_many
 from targets.peak_memory import PeakMemory, peak_memory
 from targets.profile import Profile
@@ -50,6 +52,7 @@ class Evidence:
     def __init__(self, stages: Stages) -> None:
         self.stages, self.run, self.recipe, self.profiles = stages, stages.run, stages.recipe, stages.profiles
         self.progress = stages.progress
+        self._original_timed: dict[str, Measurement] = {}  # by the clock, of each target
 
     def exported(self, made: Made, formats: Sequence[str]) -> list[Artifact]:
         """The candidate in each format, several side by side; each is kept by itself.
@@ -58,17 +61,18 @@ class Evidence:
             PlanishError: of the first format that failed, when the others are done.
         """
         inputs = {
-            "weights": made.result["weights_sha256"],
-            "edits": made.result["edits"],
-            "base": self.stages.base.fingerprint(),
+            **self._network(made),
             "channels_last": self.recipe.channels_last,
             "contract": self.stages.samples.contract.to_json(),
             "tools": environment(),
         }
         names = {format: f"{made.folder}/{format}" for format in formats}
-        missing = [format for format in formats if not self.run.holds(names[format], inputs)]
         artifacts, failed = [], []
-        with writing(self.run.root), tempfile.TemporaryDirectory(prefix=PARTIAL, dir=self.run.root) as staging:
+        with contextlib.ExitStack() as around:
+            around.enter_context(writing(self.run.root))
+            staging = around.enter_context(tempfile.TemporaryDirectory(prefix=PARTIAL, dir=self.run.root))
+            reserved = around.enter_context(self.run.reserved(dict.fromkeys(names.values(), inputs)))
+            missing = [format for format in formats if names[format] in reserved]
             converted = self._converted(made, missing, Path(staging)) if missing else {}
 
             def keep(format: str, folder: Path) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class Evidence:
         phones = [profile for profile in self.profiles if emulated and profile.kind == "emulator"]
         inputs = {
             **self._about(artifacts),
-            "weights": made.result["weights_sha256"],
+            **self._network(made),
             "contract": self.stages.samples.contract.to_json(),
             "profiles": [profile.version for profile in phones],
         }
@@ -144,7 +148,11 @@ class Evidence:
         Args:
             operators: of an inference of the first artifact, where they were timed.
         """
-        inputs = {**self._about(artifacts), "operators": [row.model_dump(mode="json") for row in operators]}
+        inputs = {
+            **self._about(artifacts),
+            **self._network(made),
+            "operators": [row.model_dump(mode="json") for row in operators],
+        }
 
         def make(folder: Path) -> list[Any]:
             self.progress("reading what is delegated")
@@ -210,12 +218,16 @@ class Evidence:
                 profile=profile,
                 goal=goal,
                 progress=self.progress,
+                earlier=self._original_timed.get(profile.name) if goal.median_ms else None,
             )
             (folder / "judgement.json").write_text(json.dumps(found.to_json(), indent=1) + "\n")
             return found.to_json()
 
         name = f"{made.folder}/{profile.name}-judged"
-        return Judgement.from_json(self.run.stage(name, inputs, make, shared=False))
+        found = Judgement.from_json(self.run.stage(name, inputs, make, shared=False))
+        if original is None:
+            self._original_timed[profile.name] = found.candidate
+        return found
 
     def memory(self, made: Made, artifact: Artifact) -> PeakMemory:
         """How much the process that runs the artifact grows, in this machine's runtime."""
@@ -236,7 +248,7 @@ class Evidence:
         profile = self.profiles[0]
         if profile.kind != "emulator":
             return ()
-        inputs = {**self._about([artifact]), "profile": profile.version}
+        inputs = {**self._about([artifact]), **self._network(made), "profile": profile.version}
 
         def make(folder: Path) -> list[Any]:
             self.progress(f"operators of the {artifact.format} artifact on {profile.name}")
@@ -273,10 +285,9 @@ class Evidence:
         """
         stages, recipe = self.stages, self.recipe
         inputs = {
-            "weights": made.result["weights_sha256"],
+            **self._network(made),
             "test": stages.samples.test.fingerprint,
             "artifact": artifact and artifact.sha256,
-            "base": stages.base.fingerprint(),
             "metric": recipe.metric and [recipe.metric, digest_of(recipe.metric), recipe.lower_is_better],
             "original": original and sha256_of(original),
         }
@@ -294,7 +305,9 @@ class Evidence:
             record = self._metric.judged(kept, before, "network" if artifact is None else "artifact")
             return record.model_dump(mode="json")
 
-        return QualityRecord.model_validate(self.run.stage(self._judged_in(made, artifact), inputs, make))
+        # A metric's key does not see what its file imports.
+        row = self.run.stage(self._judged_in(made, artifact), inputs, make, shared=recipe.metric is None)
+        return QualityRecord.model_validate(row)
 
     def judged_on(self, made: Made, artifact: Artifact) -> Path:
         """What `quality` kept of a candidate's artifact, for others to be compared with."""
@@ -324,6 +337,10 @@ class Evidence:
     @property
     def _emulates(self) -> bool:
         return any(profile.kind == "emulator" for profile in self.profiles)
+
+    def _network(self, made: Made) -> dict[str, Any]:
+        """What names a candidate's network: its edits with their weights, and what they are edits of."""
+        return {"network": made.result["network_sha256"], "base": self.stages.facts.fingerprint}
 
     def _about(self, artifacts: Sequence[Artifact]) -> dict[str, Any]:
         """What evidence about artifacts depends on."""

@@ -11,7 +11,7 @@ from pipeline.export.artifact import Artifact
 from pipeline.recipe import Limit
 from pipeline.stages import Made
 from reports.records import LimitRecord, OutcomeRecord
-from targets.judging import Goal, Judgement
+from targets.judgement import Goal, Judgement
 from targets.measure import Measurement
 from targets.profile import Profile
 from targets.quantiles import Interval

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from calibration.statistics import Statistics, collect
@@ -52,6 +53,21 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What stages ask of the user's network most, so that a run that finds its work done need not load it.
+
+    Attributes:
+        fingerprint: of its graph and weights.
+        input_shape: of one sample.
+        classes: where its output is one row of class scores a sample.
+    """
+
+    fingerprint: str
+    input_shape: tuple[int, ...]
+    classes: int | None
+
+
+@dataclass(frozen=True)
 class Planned:
     """What planning answers to a budget.
 
@@ -87,20 +103,21 @@ class Stages:
 
     @cached_property
     def samples(self) -> FitSamples:
-        samples = FitSamples(self.recipe, self.base.input_shape, self.classes)
+        samples = FitSamples(self.recipe, self.facts.input_shape, self.classes)
         require_trainable(self.recipe, samples.training, self.classes is not None)
         return samples
 
     @cached_property
     def training(self) -> Training:
+        about = {"torch": torch.__version__, "base": self.facts.fingerprint}
         classes = self.classes is not None
-        return Training(self.run, self.recipe, self.base, self.samples.training, classes, self.progress)
+        return Training(self.run, self.recipe, lambda: self.base, about, self.samples.training, classes, self.progress)
 
     # Networks --------------------------------------------------------------------------------------------------
 
     @cached_property
-    def base(self) -> Network:
-        """The user's network as it was ingested, read back from the run directory."""
+    def facts(self) -> Facts:
+        """Of the user's network, which is read into the run directory here."""
         recipe = self.recipe
 
         def make(folder: Path) -> dict[str, Any]:
@@ -110,9 +127,10 @@ class Stages:
             )
             require_one_tensor(network, recipe.model)
             torch.export.save(network.exported(), folder / "network.pt2")
-            return {}
+            kept = ingest(str(folder / "network.pt2"))
+            return asdict(Facts(kept.fingerprint(), tuple(kept.input_shape), kept.classes))
 
-        self.run.stage(
+        row = self.run.stage(
             "base",
             {
                 "model": recipe.model,
@@ -121,13 +139,20 @@ class Stages:
                 "torch": torch.__version__,
             },
             make,
+            shared=False,  # the key does not see what the model's file imports
         )
-        return ingest(str(self.run.root / "base" / "network.pt2"))
+        return Facts(row["fingerprint"], tuple(row["input_shape"]), row["classes"])
 
     @cached_property
+    def base(self) -> Network:
+        """The user's network as it was ingested, read back from the run directory."""
+        self.facts  # noqa: B018  (puts it there)
+        return ingest(str(self.run.root / "base" / "network.pt2"))
+
+    @property
     def classes(self) -> int | None:
         """Number of classes where the outputs are rows of class scores, and are meant as such."""
-        return self.base.classes if self.recipe.output == "classes" else None
+        return self.facts.classes if self.recipe.output == "classes" else None
 
     @cached_property
     def tables(self) -> dict[str, CostTable]:
@@ -162,7 +187,12 @@ class Stages:
 
     @cached_property
     def base_price(self) -> float:
-        return sum(milliseconds(self.base, self.price).values())
+        """Of the whole original."""
+
+        def make(_: Path) -> float:
+            return sum(milliseconds(self.base, self.price).values())
+
+        return self.run.stage("price", {**self._about_base, **self._about_price}, make)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -209,9 +239,9 @@ class Stages:
     @property
     def _about_base(self) -> dict[str, Any]:
         return {
-            "base": self.base.fingerprint(),
+            "base": self.facts.fingerprint,
             "calibration": self.samples.calibration.fingerprint,
-            "torch": torch.__version__,
+            "tools": [torch.__version__, np.__version__],
         }
 
     @property
@@ -222,9 +252,12 @@ class Stages:
     def _about_method(self) -> dict[str, Any]:
         recipe = self.recipe
         asked = {"method": recipe.method, "linearize": recipe.linearize, "ranks": recipe.ranks}
+        return {**self._about_plan, **asked, **self._about_price, **self._about_training}
+
+    @property
+    def _about_price(self) -> dict[str, Any]:
         prices = [_digest_of_costs(self.tables[target]) if target else what for what, target in self._asked]
-        weighed = {"prices": prices, "weights": self._weights}
-        return {**self._about_plan, **asked, **weighed, **self._about_training}
+        return {"prices": prices or [_digest_of_costs(self.costs)], "weights": self._weights}
 
     @property
     def _about_training(self) -> dict[str, Any]:
@@ -290,7 +323,7 @@ class Stages:
         """The network of `source`, taught by the original on the training samples."""
         training = self.training
         inputs = {
-            "from": source.result["weights_sha256"],
+            "from": source.result["network_sha256"],
             "settings": asdict(training.recovery),
             **training.about,
         }
@@ -318,11 +351,8 @@ class Stages:
         network.save_weights(folder / "weights.safetensors")
         torch.export.save(network.exported(), folder / "network.pt2")
         (folder / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
-        return {
-            **result,
-            "parameters": network.parameters(),
-            "weights_sha256": sha256_of(folder / "weights.safetensors"),
-        }
+        kept = [sha256_of(folder / name) for name in ("edits.json", "weights.safetensors")]
+        return {**result, "parameters": network.parameters(), "network_sha256": content_key({"kept": kept})}
 
 
 def _digest_of_costs(table: CostTable) -> str:

@@ -65,7 +65,8 @@ class Training:
     """What a recipe asks to be trained, on the training samples.
 
     Args:
-        base: the original network: where training begins, and the teacher.
+        base: gives the original network: where training begins, and the teacher.
+        about: what names it, and the tools, for the keys of stages.
         classes: the outputs are rows of class scores.
         told: what a person would want to hear while waiting.
     """
@@ -74,13 +75,18 @@ class Training:
         self,
         run: RunDirectory,
         recipe: Recipe,
-        base: Network,
+        base: Callable[[], Network],
+        about: Mapping[str, str],
         samples: Samples,
         classes: bool,
         told: Callable[[str], None],
     ) -> None:
-        self.run, self.recipe, self.base, self.samples, self.classes = run, recipe, base, samples, classes
-        self.told = told
+        self.run, self.recipe, self.samples, self.classes = run, recipe, samples, classes
+        self._base, self._about, self.told = base, about, told
+
+    @cached_property
+    def base(self) -> Network:
+        return self._base()
 
     # Before a plan ---------------------------------------------------------------------------------------------
 
@@ -211,7 +217,7 @@ class Training:
             pace = (ends[-1] - ends[0]) / PACED_STEPS
             return {"steps": int(parse_duration(self.recipe.recover) / pace)}
 
-        return self.run.stage("pace", asked, make)["steps"]
+        return self.run.stage("pace", asked, make, shared=False)["steps"]
 
     def _recovery(self, steps: int) -> Recovery:
         return Recovery(
@@ -247,11 +253,7 @@ class Training:
     @property
     def about(self) -> dict[str, Any]:
         """What every training depends on, for the key of its stage."""
-        return {
-            "torch": torch.__version__,
-            "base": self.base.fingerprint(),
-            "training": self.samples.fingerprint,
-        }
+        return {**self._about, "training": self.samples.fingerprint}
 
     def checkpoint(self, inputs: Mapping[str, Any]) -> Path:
         """Where a training made from these inputs keeps its state until it is done."""

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from reports.records import QualityRecord
 
@@ -39,6 +38,8 @@ class TaskParity:
     @classmethod
     def of(cls, actual: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> TaskParity:
         """From class scores [N, K] of both and the right classes [N]."""
+        from scipy.stats import binomtest  # a second to import, which a run that is done already need not wait for
+
         artifact, network = (scores.argmax(axis=1) == labels for scores in (actual, reference))
         lost, gained = int((network & ~artifact).sum()), int((artifact & ~network).sum())
         low, high = paired_interval(lost, gained, len(labels))

@@ -290,7 +290,7 @@ def test_a_trained_candidate_loads_from_its_edits_and_weights(method: str, epoch
         assert torch.allclose(network(x), stored(x), atol=1e-5)
     assert network.parameters() == made.result["parameters"] < made_by.base.parameters()
     taught = made_by.recovered(2, made)
-    assert taught.result["weights_sha256"] != made.result["weights_sha256"]
+    assert taught.result["network_sha256"] != made.result["network_sha256"]
     assert taught.result["edits"][-1]["kind"] == "recover"
     made_by.run._lock.close()
     again = stages(folder, "run", method=method, train_epochs=epochs)

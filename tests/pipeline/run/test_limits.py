@@ -9,7 +9,7 @@ from made_up import artifact, limit, measurement, outcome
 
 from pipeline.limits import judged_limits, limits_of, verdict_of, worst
 from pipeline.recipe import make_recipe
-from targets.judging import Goal, Judgement
+from targets.judgement import Goal, Judgement
 from targets.quantiles import Interval
 
 EMULATED = SimpleNamespace(name="pixel-4-cpu", kind="emulator")
@@ -25,7 +25,6 @@ def judgement(median: tuple[float, float, float], ratio: tuple[float, float, flo
         "goal": Goal(median_ms=1.0),
         "confidence": 0.95,
         "looks": 1,
-        "seconds": 5.0,
         "candidate": measurement(median[1], median[2], "host", "host"),
         "baseline": measurement(20.0, 20.0, "host", "host"),
         "median": Interval(*median),
