@@ -21,7 +21,7 @@ from typing import Literal
 from targets.arm import parts as arm
 from targets.cache import cache_root
 from targets.errors import UsageError, nearest
-from targets.gpu.places import QEMU, SITE, Places
+from targets.gpu.places import QEMU, SITE, Places, environment_missing
 from targets.parts import libraries
 
 Family = Literal["software", "adreno", "mali"]
@@ -113,20 +113,21 @@ def driven(name: str) -> Gpu | None:
 def command(gpu: Gpu, places: Places, arguments: Sequence[str]) -> list[str]:
     """The command line that runs Python with `arguments` on `gpu`; run it with `environment(gpu, places)`."""
     if gpu.is_mali:
-        emulator, mesa = arm.emulator(), libraries(places.mali)
+        emulator = arm.emulator()
         guest = {
-            "LD_LIBRARY_PATH": f"{mesa}:{libraries(emulator.sysroot)}",
-            "LD_PRELOAD": str(_library(places.mali, "libpanfrost_noop_drm_shim.so")),
+            "LD_LIBRARY_PATH": f"{libraries(places.mali)}:{libraries(emulator.sysroot)}",
+            "LD_PRELOAD": str(_library(places.mali, "libpanfrost_noop_drm_shim.so", places.mesa(mali=True))),
         }
         settings = [part for name, value in guest.items() for part in ("-E", f"{name}={value}")]
         qemu = [str(places.mali / QEMU), "-cpu", "cortex-a76", "-L", str(places.mali), *settings]
         return [*qemu, str(emulator.sysroot / "usr/bin/python3.11"), *arguments]
-    loader = _library(places.driver, "ld-linux-*.so.*")
+    mesa = places.mesa(mali=False)
+    loader = _library(places.driver, "ld-linux*.so.*", mesa)
     inherited = os.environ.get("LD_LIBRARY_PATH", "")
     paths = f"{libraries(places.driver)}:{inherited}".rstrip(":")
     shim = []
     if gpu.family == "adreno":
-        shim = ["--preload", str(_library(places.driver, "libfreedreno_noop_drm_shim.so"))]
+        shim = ["--preload", str(_library(places.driver, "libfreedreno_noop_drm_shim.so", mesa))]
     return [str(loader), *shim, "--library-path", paths, "--argv0", sys.executable, sys.executable, *arguments]
 
 
@@ -170,6 +171,16 @@ def environment(gpu: Gpu, places: Places, *, counted: bool) -> dict[str, str]:
     return kept | variables | {"PYTHONPATH": f"{RUNNERS}:{inherited}".rstrip(":")}
 
 
-def _library(root: Path, pattern: str) -> Path:
-    """The library of an unpacked tree whose name fits; a name that is not there where none does."""
-    return next(iter(sorted(root.glob(f"usr/lib/*-linux-gnu/{pattern}"))), root / pattern)
+def _library(root: Path, pattern: str, mesa: str) -> Path:
+    """The library of an unpacked tree whose name fits.
+
+    Raises:
+        MissingEnvironmentError: `GPU_DRIVER_MISSING`: Mesa came from a suite that has no drivers for phones' GPUs.
+    """
+    for found in (*root.glob(f"usr/lib/*-linux-gnu/{pattern}"), *root.glob(f"lib/*-linux-gnu/{pattern}")):
+        return found
+    raise environment_missing(
+        "the Mesa in planish's cache has no compilers for phones' GPUs",
+        f"Mesa {mesa} comes without {pattern}",
+        "delete the folder `gpu` of planish's cache and run the set-up again when the mirror has Debian sid",
+    )

@@ -105,9 +105,9 @@ def ensure(progress: Progress = lambda message: None, *, mali: bool = False) -> 
 
 def _build_driver(into: Path, progress: Progress) -> None:
     host = host_architecture()
-    _unpack_mesa(host, into, progress)
+    suites = _unpack_mesa(host, into, progress)
     with tempfile.TemporaryDirectory(prefix=".headers.", dir=into.parent) as scratch:
-        _unpack(HEADERS, "headers", host, Path(scratch), progress)
+        _unpack(HEADERS, "headers", host, Path(scratch), suites, progress)
         shutil.move(Path(scratch) / "usr/include", into / "usr/include")
     progress("running a small network on the GPU driver")
     try:
@@ -125,10 +125,10 @@ def _build_layer(into: Path, progress: Progress) -> None:
 
 
 def _build_mali(into: Path, progress: Progress) -> None:
-    _unpack_mesa("arm64", into, progress)
+    suites = _unpack_mesa("arm64", into, progress)
     (into / "lib").symlink_to("usr/lib")  # where the guest looks for its dynamic loader
     with tempfile.TemporaryDirectory(prefix=".qemu.", dir=into.parent) as scratch:
-        _unpack(EMULATOR, "emulator", host_architecture(), Path(scratch), progress)
+        _unpack(EMULATOR, "emulator", host_architecture(), Path(scratch), suites, progress)
         (into / QEMU).parent.mkdir()
         shutil.move(Path(scratch) / "usr/bin/qemu-aarch64", into / QEMU)
     arm_setup.install_wheels(mali_wheels(), into / SITE, environment_missing)
@@ -151,14 +151,18 @@ def _build_mali_layer(into: Path, progress: Progress) -> None:
         _compile_layer(gcc, into, places().driver, environment, progress)
 
 
-def _unpack_mesa(architecture: str, into: Path, progress: Progress) -> None:
-    """Mesa with all it is linked to, from the first source that has it, and of its Vulkan drivers those in use."""
+def _unpack_mesa(architecture: str, into: Path, progress: Progress) -> Sequence[str]:
+    """Mesa with all it is linked to, from the first source that has it, and of its Vulkan drivers those in use.
+
+    Returns: the suites that it came from.
+    """
     versions = unpack_pinned(
         pins("driver", architecture), architecture, into, missing=environment_missing, progress=progress
     )
-    source = "pinned"
+    suites, source = SID, "pinned"
     if not versions:
-        versions, source = _unpack_current(architecture, into, progress)
+        versions, suites = _unpack_current(architecture, into, progress)
+        source = suites[-1]
     for library in into.glob("usr/lib/*/libvulkan_*.so"):
         if library.name not in KEPT:
             library.unlink()
@@ -166,26 +170,28 @@ def _unpack_mesa(architecture: str, into: Path, progress: Progress) -> None:
         if folder.name != "vulkan":
             shutil.rmtree(folder)
     record_versions(into, versions | {"source": source})
+    return suites
 
 
-def _unpack_current(architecture: str, into: Path, progress: Progress) -> tuple[dict[str, str], str]:
+def _unpack_current(architecture: str, into: Path, progress: Progress) -> tuple[dict[str, str], Sequence[str]]:
     progress("the pinned packages are no longer on the mirror: taking sid's current ones")
     settings = {"missing": environment_missing, "progress": progress}
     try:
-        return unpack(DRIVER_PACKAGES, architecture, into, suites=SID, **settings), SID[-1]
+        return unpack(DRIVER_PACKAGES, architecture, into, suites=SID, **settings), SID
     except MissingEnvironmentError:
-        try:
-            return unpack(WITHOUT_PHONES, architecture, into, suites=FALLBACK, **settings), FALLBACK[-1]
-        except MissingEnvironmentError:
-            pass
+        if architecture == host_architecture():  # another's is for phones' GPUs alone
+            try:
+                return unpack(WITHOUT_PHONES, architecture, into, suites=FALLBACK, **settings), FALLBACK
+            except MissingEnvironmentError:
+                pass
         raise  # what sid's packages said
 
 
-def _unpack(package: str, group: str, architecture: str, into: Path, progress: Progress) -> None:
-    """One package without what it depends on, or with it where it has to come from sid's current ones."""
+def _unpack(package: str, group: str, architecture: str, into: Path, suites: Sequence[str], progress: Progress) -> None:
+    """One package without what it depends on, or with it where it is no longer on the mirror as it was pinned."""
     settings = {"missing": environment_missing, "progress": progress}
-    if not unpack_pinned(pins(group, architecture), architecture, into, **settings):
-        unpack([package], architecture, into, suites=SID, **settings)
+    if suites != SID or not unpack_pinned(pins(group, architecture), architecture, into, **settings):
+        unpack([package], architecture, into, suites=suites, **settings)
 
 
 def _compile_layer(

@@ -18,7 +18,7 @@ import pytest
 from targets import debian
 from targets.debian import Pin
 from targets.errors import MissingEnvironmentError, PlanishError
-from targets.gpu import mesa, places, process
+from targets.gpu import gpus, mesa, places, process
 from targets.gpu.counts import count
 from targets.gpu.run import run
 from targets.parts import CONTENTS, damage, record_contents, record_versions
@@ -129,7 +129,7 @@ def test_when_the_pinned_packages_are_gone_others_are_taken_and_recorded(tmp_pat
     monkeypatch.setattr(mesa, "unpack_pinned", lambda *args, **settings: None)
     monkeypatch.setattr(mesa, "unpack", unpack)
     said = []
-    mesa._unpack_mesa("amd64", tmp_path, said.append)
+    assert mesa._unpack_mesa(debian.host_architecture(), tmp_path, said.append)[-1] == source
     assert json.loads((tmp_path / "versions.json").read_text()) == {"mesa-vulkan-drivers": "27.0", "source": source}
     assert "no longer on the mirror" in said[0]
     named = places.Places(tmp_path, tmp_path, tmp_path, tmp_path)
@@ -227,7 +227,7 @@ def test_a_driver_that_does_not_work_here_is_not_kept(empty_cache, monkeypatch):
     def unpack(architecture, into, progress):
         (into / "usr").mkdir()
 
-    def headers(package, group, architecture, into, progress):
+    def headers(package, group, architecture, into, suites, progress):
         (into / "usr/include").mkdir(parents=True)
 
     def fails(gpu, places):
@@ -254,6 +254,17 @@ def test_a_layer_that_does_not_compile_is_quoted(empty_cache, tmp_path, monkeypa
         mesa.ensure()
     assert caught.value.what == "the counting layer does not compile" and "no such header" in caught.value.why
     assert not found.layer.exists()
+
+
+def test_a_mesa_without_phones_gpus_says_so(empty_cache):
+    found = build_parts()
+    loader = found.driver / "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"  # where Debian 12 has it
+    loader.parent.mkdir(parents=True)
+    loader.touch()
+    assert gpus.command(gpus.GPUS["software"], found, ["-V"])[0] == str(loader)
+    with pytest.raises(MissingEnvironmentError) as caught:
+        gpus.command(gpus.GPUS["adreno-630"], found, ["-V"])
+    assert caught.value.code == "GPU_DRIVER_MISSING" and "no compilers" in caught.value.what
 
 
 @pytest.mark.gpu
