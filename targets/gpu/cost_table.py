@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from targets.cost import RelativeError
 from targets.gpu.carried import Precision, is_measured, model_of
+from targets.gpu.kernel import HALF, SLICE
 from targets.gpu.lowering import Linked, lower
 from targets.gpu.model import GpuModel
 from targets.gpu.terms import TERMS
@@ -14,7 +15,7 @@ from targets.operator import Operator
 from targets.profile import Profile
 
 LEAST_MS = 1e-6  # a price is above zero
-ADDED, CURVED, WRITTEN = "outputs added to", "outputs curved", "outputs"
+ADDED, CURVED, MOVED = "outputs added to", "outputs curved", "activations"
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def _corrections(model: GpuModel, choice: str) -> tuple[float, ...]:
 
 
 def linked_us(model: GpuModel, linked: Linked) -> float:
-    """Microseconds that a linked operator adds to a pointwise convolution, or where it was not seen to add any: half of
-    a copy's for each tensor read.
+    """Microseconds that a linked operator adds to a pointwise convolution; reading another tensor costs at least what a
+    depthwise convolution's activations do.
     """
-    terms, copies = (dict(zip(TERMS[of], model.weights[of], strict=True)) for of in ("pointwise", "copy"))
-    reading = terms[ADDED] or copies[WRITTEN] / 2
+    terms, moving = (dict(zip(TERMS[of], model.weights[of], strict=True)) for of in ("pointwise", "depthwise"))
+    reading = max(terms[ADDED], moving[MOVED] * SLICE * HALF)
     return linked.values * (linked.reads * reading + linked.curves * terms[CURVED])

@@ -65,8 +65,8 @@ def convolution_work(unit: Unit, kernel: Kernel) -> Work:
     depth = kernel.out_slices
     simple = kernel.choice == "winograd" or (kernel.taps == (1, 1) and kernel.stride == 1)
     block = _block(unit, width, height, depth, simple)
-    if kernel.choice == "winograd":
-        block = (block[0] * block[1], 1, block[2])  # each row of the 36 has weights of its own
+    if kernel.choice == "winograd" or height == 1:  # each row of the 36 has weights of its own; tokens are one row
+        block = (block[0] * block[1], 1, block[2])
     grid = (_up(width, block[0]), _up(height, block[1]), _up(depth, block[2]))
     groups, threads = _groups(unit, *grid)
     return Work(block, groups, threads)
@@ -111,9 +111,7 @@ def _mali_block(unit: Unit, width: int, height: int, depth: int, simple: bool) -
         block = (2, 2, 1)
     else:
         block = (2, 1 if size == 4 else 2, 2)
-    if width == 1:
-        return 1, block[0] * block[1], block[2]
-    return (block[0] * block[1], 1, block[2]) if height == 1 else block
+    return (1, block[0] * block[1], block[2]) if width == 1 else block
 
 
 def _apple_block(unit: Unit, width: int, height: int, depth: int) -> tuple[int, int, int]:

@@ -15,8 +15,7 @@ import math
 from dataclasses import dataclass, replace
 
 from targets.gpu.graph import Graph, Node, Shape
-from targets.gpu.kernel import Kernel, convolution, separable
-from targets.gpu.lowering import moved
+from targets.gpu.kernel import Kernel, convolution, moved, separable
 
 LINKED = {
     **dict.fromkeys(("ADD", "SUB", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE"), "adds"),
@@ -145,9 +144,10 @@ def _kernels(graph: Graph, node: Node, architecture: str, inputs: list[int]) -> 
     if node.kind == "MEAN" and after[:2] == (1, 1) and before[2] == after[2]:
         return (Kernel("mean", before[:2], (1, 1), before[2], after[2], before[:2]),)
     if node.kind == "CONCATENATION":
-        return (Kernel("copy", before[:2], after[:2], before[2], after[2], inputs=len(inputs)),)
+        return (Kernel("concat", before[:2], after[:2], before[2], after[2], inputs=len(inputs)),)
     larger = max(before, after, key=math.prod)
-    return (moved(larger[:2], larger[2]),) * PASSES.get(node.kind, 1)
+    besides = sum(_size(graph.shapes[tensor]) == larger for tensor in inputs[1:])
+    return (replace(moved(larger[:2], larger[2]), adds=besides, curves=curves),) * PASSES.get(node.kind, 1)
 
 
 def _size(shape: Shape) -> tuple[int, int, int]:

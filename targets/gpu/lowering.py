@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from targets.gpu.kernel import SLICE, Kernel, convolution, slices
+from targets.gpu.kernel import Kernel, convolution, moved, slices
 from targets.operator import Operator
 
-BY_BYTES = ("softmax", "norm", "silu", "resize", "transpose", "matmul")  # kinds no published kernel stands for
 CURVED = ("hardswish", "gelu", "sigmoid")
 
 
@@ -68,9 +67,3 @@ def _convolution(op: Operator, architecture: str) -> Kernel:
     return convolution(
         architecture, op.in_size, op.out_size, op.in_channels, op.out_channels, op.kernel, stride, op.groups
     )
-
-
-def moved(size: tuple[int, int], channels: int) -> Kernel:
-    """A kernel that reads and writes as many values: what a concatenation of two halves moves."""
-    half = -(-channels // (2 * SLICE)) * SLICE
-    return Kernel("copy", size, size, half, channels, inputs=2)

@@ -21,8 +21,7 @@ from pathlib import Path
 from targets.errors import UsageError
 from targets.gpu import kernel as choices
 from targets.gpu.dispatch import Unit
-from targets.gpu.kernel import Kernel, convolution
-from targets.gpu.lowering import moved
+from targets.gpu.kernel import Kernel, convolution, moved
 
 OPERATORS, END_TO_END = "gpu_ops_published.csv.gz", "gpu_end_to_end_published.csv"
 FRAMEWORK = "TFLite 2.10 GPU delegate fp16"
@@ -168,7 +167,7 @@ def _kernel(unit: Unit, row: dict[str, str], behind: dict[str, str] | None) -> K
     if name.startswith("mean"):
         return Kernel("mean", before, (1, 1), channels, channels, before, **links)
     if operator == "CONCATENATION":
-        return Kernel("copy", before, after, channels, out, inputs=window, **links)
+        return Kernel("concat", before, after, channels, out, inputs=window, **links)
     return Kernel("pool", before, after, channels, channels, square, stride, **links)
 
 

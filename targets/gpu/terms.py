@@ -110,7 +110,7 @@ TERMS: dict[str, dict[str, Resource]] = {
         "activations": "memory",
         "inputs": "memory",
     },
-    "copy": {
+    "concat": {
         "launch": "fixed",
         "outputs": "memory",
         "outputs across slices": "compute",
@@ -233,7 +233,7 @@ def _pool(unit: Unit, kernel: Kernel) -> tuple[float, ...]:
     return 1.0, written, written * kernel.window, kernel.bytes, read
 
 
-def _copy(unit: Unit, kernel: Kernel) -> tuple[float, ...]:
+def _concat(unit: Unit, kernel: Kernel) -> tuple[float, ...]:
     written, depth = kernel.pixels * kernel.out_slices, kernel.out_slices
     waves = math.ceil(kernel.pixels / (unit.units * WAVES[unit.vendor]))
     return (
@@ -259,5 +259,5 @@ _BY_CHOICE = {
     "separable": _separable,
     "mean": _mean,
     "pool": _pool,
-    "copy": _copy,
+    "concat": _concat,
 }

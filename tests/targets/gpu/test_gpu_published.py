@@ -39,8 +39,8 @@ def test_kernels_between_the_rows_are_found_with_their_sizes():
     ]
     found = list(kernels(Unit("powervr", 1), rows))
     assert [one.microseconds for one in found] == [10.0] * 5 + [None]
-    assert [one.kernel.choice for one in found] == ["pointwise", "mean", "dense", "pointwise", "conv", "copy"]
-    assert found[-1].kernel.out_size == (28, 28) and found[-1].kernel.out_channels == 64
+    assert [one.kernel.choice for one in found] == ["pointwise", "mean", "dense", "pointwise", "conv", "depthwise"]
+    assert found[-1].kernel.moves and found[-1].kernel.out_size == (28, 28) and found[-1].kernel.out_channels == 64
     assert (found[2].kernel.curves, found[3].kernel.adds) == (1, 1)
 
 
