@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from calibration.callables import load_callable
 from pipeline.evidence import Evidence
 from pipeline.export.artifact import Artifact
 from pipeline.limits import Verdict, judged_limits, limits_of, verdict_of, worst
@@ -160,6 +161,7 @@ def _searched(
 
 
 def _require_judgeable(stages: Stages) -> None:
+    """Before any work is done, that quality can be judged as the recipe wants it. UsageError QUALITY_..., METRIC_..."""
     recipe = stages.recipe
     if recipe.max_drop is not None and recipe.metric is None and stages.classes is None:
         raise UsageError(
@@ -169,6 +171,8 @@ def _require_judgeable(stages: Stages) -> None:
             fix="name a metric of your own, --metric metric.py:callable, or leave out --max-drop",
             code="QUALITY_UNKNOWN",
         )
+    if recipe.metric is not None:
+        load_callable(recipe.metric, "metric")
 
 
 def _finish(
