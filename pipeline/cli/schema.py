@@ -25,4 +25,4 @@ def command(kind: Literal["events", "log", "report", "manifest"], console: Conso
         schema = events_schema("stream" if kind == "events" else "log")
     else:
         schema = (RunRecord if kind == "report" else ManifestRecord).model_json_schema()
-    console.result([Text(json.dumps(schema, indent=1), no_wrap=True)], schema=schema)
+    console.result([Text(json.dumps(schema, indent=1), no_wrap=True)], json_schema=schema)
