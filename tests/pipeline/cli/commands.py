@@ -21,23 +21,31 @@ COMMAND = (sys.executable, "-P", "-c", "from pipeline.cli.main import main; main
 # One thread: these networks are so small that handing work to a second costs more than the work.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
+MODEL = ("model.py:tiny", "--weights", "weights.safetensors", "--data", "labelled.npz", "--test", "test.npz")
+
 
 def planish(*words: object) -> Result:
     """A command in this process: `exit_code`, `stdout`, `stderr`."""
     return CliRunner().invoke(cli, [str(word) for word in words])
 
 
-def started(*words: object, **settings: Any) -> subprocess.Popen[str]:
-    """A command in a process of its own, which hears SIGINT even where the tests run in the background and do not."""
+def started(*words: object, customized: Path | None = None, **settings: Any) -> subprocess.Popen[str]:
+    """A command in a process of its own, which hears SIGINT even where the tests run in the background and do not.
+
+    Args:
+        customized: folder of a sitecustomize.py, which Python runs before the command and before its children.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     environment = {**ENVIRONMENT, "PLANISH_CACHE": os.environ["PLANISH_CACHE"]}  # the test's own
+    if customized:
+        environment["PYTHONPATH"] = f"{customized}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}"
     return subprocess.Popen([*COMMAND, *map(str, words)], env=environment, **{**pipes, **listening, **settings})
 
 
-def finished(*words: object) -> subprocess.CompletedProcess[str]:
+def finished(*words: object, customized: Path | None = None) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, waited for."""
-    process = started(*words)
+    process = started(*words, customized=customized)
     stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -48,6 +56,11 @@ def structured(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     y = random.integers(0, CLASSES, count)
     return (patterns[y] + 3.0 * random.normal(size=(count, *SHAPE))).astype("float32"), y
+
+
+def stages_of(run: Path, since: int = 0) -> dict[str, str | bool]:
+    """Where each stage of a run first came from: False where it was made. Only events from `since` on are looked at."""
+    return {event["stage"]: event["cached"] for event in reversed(events_of(run)[since:]) if event["event"] == "stage"}
 
 
 def events_of(run: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from tiny import SHAPE, tiny
 
 from pipeline.store.run_directory import RunDirectory
 
-FOUR_LINES = re.compile(r"error\[([A-Z_]+)\]: \S.*\n  where: (\S.*)\n  why:   (\S.*)\n  fix:   (\S.*)\n")
+FOUR_LINES = re.compile(r"error\[([A-Z0-9_]+)\]: \S.*\n  where: (\S.*)\n  why:   (\S.*)\n  fix:   (\S.*)\n")
 
 
 def line_of(words: str) -> int:
@@ -121,6 +121,14 @@ REFUSED = {
         {"latency": "0ms"}, "LATENCY_VALUE", "greater than zero"),
     "drop without a unit": (
         {"max-drop": "0.5"}, "MAX_DROP_UNIT", "the units are pt"),
+    "90th percentile without a unit": (
+        {"p90": "12"}, "P90_UNIT", "--p90 12", "us, ms, s, %"),
+    "memory without a unit": (
+        {"memory": "12"}, "MEMORY_UNIT", "--memory 12", "MB"),
+    "a floor under what is no class score": (
+        {"output-kind": "values", "max-drop": "1pt"}, "QUALITY_UNKNOWN", "--metric"),
+    "a metric that is not there": (
+        {"metric": "model.py:tinny"}, "METRIC_CALLABLE", "model.py", "did you mean 'tiny'?"),
     "unknown format": (
         {"format": "tflight"}, "UNKNOWN_FORMAT", "--format", "did you mean 'tflite'?"),
     "latency of a format that is not measured here": (
@@ -178,7 +186,16 @@ RECIPE = 'model = "model.py:tiny"\ndata = "labelled.npz"\ntarget = "host"\nlaten
 RECIPES = {
     "unknown key": (RECIPE + "recover_step = 3\n", "RECIPE_FIELD", "recover_step", "did you mean 'recover_steps'?"),
     "wrong type": (RECIPE + 'seed = "one"\n', "RECIPE_FIELD", "planish.toml, seed", "valid integer"),
-    "missing key": (RECIPE.replace('latency = "1s"\n', ""), "RECIPE_FIELD", "latency is missing", "planish.toml"),
+    "missing key": (RECIPE.replace('target = "host"\n', ""), "RECIPE_FIELD", "target is missing", "planish.toml"),
+    "no goal": (RECIPE.replace('latency = "1s"\n', ""), "GOAL_MISSING", "planish.toml, latency", "--size"),
+    "goals for other targets": (
+        RECIPE.replace('"1s"', '["1s", "2s"]'),
+        "GOALS_MISMATCHED",
+        "2 values",
+        "planish.toml, latency",
+    ),
+    "one target twice": (RECIPE.replace('"host"', '["host", "host"]'), "GOALS_MISMATCHED", "named twice", "target"),
+    "bare size": (RECIPE + 'size = "12"\n', "SIZE_UNIT", "planish.toml, size 12", "kB, KB, MB"),
     "bare latency": (RECIPE.replace("1s", "12"), "LATENCY_UNIT", "planish.toml, latency 12", "us, ms, s, %"),
     "not TOML": ("model: model.py\n", "RECIPE_SYNTAX", "line 1", "planish.toml"),
     "not text": ("\xff\xfe", "RECIPE_SYNTAX", "planish.toml"),
@@ -207,7 +224,12 @@ def test_resuming_what_is_not_there_and_starting_what_is(in_user_folder: Path, t
     run.stage("candidates/00/network", {}, lambda folder: None)
     check_refused(fit_words(run.root), "RUN_EXISTS", 2, f"planish fit --resume {run.root}")
     check_refused(["fit", "--resume", run.root], "RUN_BUSY", 6, str(run.root))
-    check_refused(["fit", "--resume", run.root, "--latency", "1ms"], "RESUME_OPTIONS", 2, "latency", "another -o")
+    changed = ["fit", "--resume", run.root, "--latency", "1ms"]
+    check_refused(changed, "RECIPE_CHANGED", 2, 'latency: "1s" -> "1ms"', "--change-recipe", "another -o")
+    check_refused(["fit", "--resume", run.root, "--latency", "1s"], "RUN_BUSY", 6)  # nothing is changed by that
+    check_refused([*changed, "--change-recipe"], "RUN_BUSY", 6)
+    assert (run.root / "recipe.toml").read_text() == RECIPE
+    check_refused([*fit_words(tmp_path / "other"), "--change-recipe"], "RESUME_OPTIONS", 2, "--resume")
 
 
 def test_a_directory_with_other_files_is_not_taken_for_output(in_user_folder: Path, tmp_path: Path) -> None:

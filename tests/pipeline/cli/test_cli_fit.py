@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ENVIRONMENT, events_of, finished, planish, started
+from commands import ENVIRONMENT, MODEL, events_of, finished, planish, stages_of, started
 from tiny import SHAPE
 
 from pipeline.export.artifact import sha256_of
 from pipeline.training import Training
+from reports.events import EVENTS_VERSION, LOG, STREAM, ResultEvent
 from reports.records import ManifestRecord, RunRecord, read_run
 from targets.arm.parts import is_ready
 
@@ -30,7 +31,6 @@ emulated = [
 ]
 
 STEPS = 60
-MODEL = ["model.py:tiny", "--weights", "weights.safetensors", "--data", "labelled.npz", "--test", "test.npz"]
 JOB = [*MODEL, "--target", "pixel-4-cpu", "--latency", "50%", "--max-drop", "99pt", "--format", "tflite",
        "--recover-steps", STEPS]  # fmt: skip
 
@@ -127,6 +127,15 @@ class TestAFit:
         probes = [event["candidate"]["index"] for event in events if event["event"] == "probe"]
         assert probes == [probe.index for probe in read_run(run / "report.json").probes]
 
+    def test_every_line_is_as_the_schemas_say(self, job) -> None:
+        run, done = job
+        spoken = [STREAM.validate_json(line) for line in done.stdout.splitlines()]
+        kept = [LOG.validate_json(line) for line in (run / "events.ndjson").read_text().splitlines()]
+        assert {event.event for event in spoken} == {"begin", "stage", "probe", "result"}
+        assert {event.event for event in kept} == {"begin", "stage", "candidate", "end"}
+        assert spoken[0].version == kept[0].version == EVENTS_VERSION
+        assert not [event for event in (*spoken, *kept) if not isinstance(event, ResultEvent) and event.model_extra]
+
     def test_keeps_networks_that_load_without_the_users_file(self, job, user_folder: Path, tmp_path: Path) -> None:
         """In a fresh interpreter that has torch and nothing of the user's or of planish."""
         run, _ = job
@@ -168,16 +177,24 @@ class TestAFit:
         assert lost > 0 and f"{lost:.2f} points of quality were lost and 0 were allowed" in record.headline
         assert record.headline in " ".join(done.stdout.split())
 
-    def test_killed_twice_ends_in_the_same_bytes(self, job, in_user_folder: Path, tmp_path: Path) -> None:
-        """Once while a probe is exported and once while the network recovers, each followed by --resume."""
+    def test_killed_three_times_ends_in_the_same_bytes(self, job, in_user_folder: Path, tmp_path: Path) -> None:
+        """While a probe is exported, while it is measured, while the network recovers; each followed by --resume."""
         run = tmp_path / "run"
         planned = run / "candidates/01/network/.stage.json"
         kill(started("fit", *JOB, "-o", run, "-q"), lambda: planned.exists() and any(run.glob(".export-*")))
         assert not (run / "candidates/01/tflite").exists()
+        finished_by = [(len(events_of(run)), whole(run))]
+
+        measured = run / "candidates/01/pixel-4-cpu-tflite"
+        exported = run / "candidates/01/tflite/.stage.json"
+        kill(started("fit", "--resume", run, "-q"), lambda: exported.exists() and "Cortex" in doing(run))
+        assert not measured.exists()
+        finished_by.append((len(events_of(run)), whole(run)))
 
         kill(started("fit", "--resume", run, "-q"), lambda: 0 < recovery_step(run) < STEPS)
         assert recovery_step(run) < STEPS
         assert not [path for path in run.rglob("plan.json") if '"recover"' in path.read_text()]
+        finished_by.append((len(events_of(run)), whole(run)))
 
         done = finished("fit", "--resume", run, "-q")
         assert done.returncode == 0, done.stderr
@@ -185,6 +202,9 @@ class TestAFit:
         assert not any(run.rglob(".partial-*")) and not any(run.rglob(".export-*")) and not (run / "scratch").exists()
         served = [event["stage"] for event in events_of(run) if event["event"] == "stage" and event["cached"]]
         assert {"base", "candidates/00/tflite", "candidates/01/network"} <= set(served)
+        for seen, stages in finished_by:
+            assert not [name for name, cached in stages_of(run, seen).items() if name in stages and not cached]
+        assert "candidates/01/pixel-4-cpu-tflite" in finished_by[-1][1] - finished_by[-2][1]
         one, other = read_run(run / "report.json"), read_run(job[0] / "report.json")
         assert (one.verdict, one.headline) == (other.verdict, other.headline)
         assert [probe.verdict for probe in one.probes] == [probe.verdict for probe in other.probes]
@@ -215,9 +235,19 @@ def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
     process.communicate()
 
 
+def whole(run: Path) -> set[str]:
+    """Stages of a run that are finished."""
+    return {path.parent.relative_to(run).as_posix() for path in run.rglob(".stage.json") if ".partial" not in str(path)}
+
+
+def doing(run: Path) -> str:
+    """What status.json tells of."""
+    return json.loads((run / "status.json").read_text())["doing"]
+
+
 def recovery_step(run: Path) -> int:
     """The step of recovery that status.json tells of, 0 before it began."""
-    match = re.search(r"recovery: step (\d+) of", (run / "status.json").read_text())
+    match = re.search(r"recovery: step (\d+) of", doing(run))
     return int(match[1]) if match else 0
 
 

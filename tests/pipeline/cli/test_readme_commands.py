@@ -55,7 +55,7 @@ def test_options_named_in_the_text_exist() -> None:
     """Every `--option` between backquotes is an option of some command."""
     text = re.sub(BLOCK, "", README.read_text(encoding="utf-8"))
     known = {option for context in contexts(click.Context(cli)) for p in context.command.params for option in p.opts}
-    named = {word for quoted in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"--[a-z][a-z-]*", quoted)}
+    named = {word for quoted in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"--[a-z][a-z0-9-]*", quoted)}
     assert named and named <= known | {"--help"}, named - known
 
 
