@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.environment import environment
+from pipeline.evidence import MODELLED_FORMAT
 from pipeline.loop import Candidate, allowed_drop, search
 from pipeline.per_target import exit_code, fit_each
 from pipeline.recipe import Recipe, read_recipe
@@ -27,7 +28,8 @@ from reports.matrix import MatrixRecord
 from reports.records import CandidateRecord, GoalRecord, LimitRecord, RunRecord, TargetRecord
 from targets.arm.setup import require as require_emulator
 from targets.cache import write_atomic
-from targets.errors import PlanishError
+from targets.errors import PlanishError, UsageError
+from targets.gpu.places import require as require_gpu
 from targets.profile import Profile, load_profile
 
 
@@ -84,12 +86,28 @@ def profiles_of(recipe: Recipe) -> list[Profile]:
     """The recipe's targets, each of which can be measured on.
 
     Raises:
-        UsageError: TARGET_UNKNOWN, PROFILE_INVALID. MissingEnvironmentError: EMULATOR_MISSING.
+        UsageError: TARGET_UNKNOWN, PROFILE_INVALID; FORMAT_NOT_MODELLED for a mobile GPU and anything but TFLite.
+        MissingEnvironmentError: EMULATOR_MISSING, GPU_DRIVER_MISSING.
     """
     profiles = [load_profile(name) for name in recipe.targets]
     if any(profile.kind == "emulator" for profile in profiles):
         require_emulator()
+    for profile in profiles:
+        if profile.kind == "gpu":
+            _require_modelled(recipe, profile)
+            require_gpu()
     return profiles
+
+
+def _require_modelled(recipe: Recipe, profile: Profile) -> None:
+    if recipe.formats[0] != MODELLED_FORMAT:
+        raise UsageError(
+            f"{recipe.formats[0]} cannot be aimed at {profile.title}",
+            where="--format",
+            why="what is known of mobile GPUs is of TFLite's delegate",
+            fix=f"name {MODELLED_FORMAT} first; other formats are written beside it",
+            code="FORMAT_NOT_MODELLED",
+        )
 
 
 def run_in(

@@ -35,8 +35,10 @@ def dry_run(stages: Stages) -> DryRun:
     original = tuple(_foreseen(stages, limit) for limit in stages.recipe.limits if limit.quantity != "memory")
     stages.weigh(original)
     ratio = max((outcome.value / outcome.limit for outcome in original), default=1.0)
-    chosen = stages.planner.plan(min(stages.base_price, stages.base_price / ratio))
-    return DryRun(original, stages.base_price, chosen.predicted_ms, edit_rows(chosen, stages.statistics))
+    price = stages.base_price
+    budget = (price.operators + price.fixed) / ratio - price.fixed
+    chosen = stages.planner.plan(min(max(budget, 0.0), price.operators))
+    return DryRun(original, price.operators, chosen.predicted_ms, edit_rows(chosen, stages.statistics))
 
 
 def _foreseen(stages: Stages, limit: Limit) -> OutcomeRecord:

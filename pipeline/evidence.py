@@ -26,7 +26,7 @@ from pipeline.store.writing import PARTIAL, writing
 from pipeline.verify.delegation import Delegation, delegation
 from pipeline.verify.execute import from_layout, predictions, to_layout
 from pipeline.verify.failed import keep_failed
-from pipeline.verify.levels import check_emulator, check_host, check_program
+from pipeline.verify.levels import check_emulator, check_gpu, check_host, check_program
 from pipeline.verify.parity import Parity
 from pipeline.verify.reference import Reference
 from pipeline.verify.sites import sites
@@ -34,6 +34,7 @@ from reports.records import OperatorRecord, QualityRecord
 from targets.arm.parts import emulator_parts
 from targets.errors import PlanishError
 from targets.explain import explain
+from targets.gpu.places import places as gpu_places
 from targets.judgement import Goal, Judgement
 from targets.judging import judge
 from targets.measure import Measurement, measure_many
@@ -44,6 +45,8 @@ from targets.runners import Job
 PARITY_SAMPLES = 64
 MEASURED_SAMPLES = 1
 JUDGED = "judged.npy"
+GPU_PRECISIONS = ("fp16", "fp32")
+MODELLED_FORMAT = "tflite"  # on a GPU
 
 
 class Evidence:
@@ -109,7 +112,7 @@ class Evidence:
             VerificationError: `PARITY_FAILED`, with the first block that differs; what is known of it is kept in
                 `failed/`, in the run directory.
         """
-        phones = [profile for profile in self.profiles if emulated and profile.kind == "emulator"]
+        phones = [profile for profile in self.profiles if emulated and profile.kind != "host"]
         inputs = {
             **self._about(artifacts),
             **self._network(made),
@@ -127,8 +130,9 @@ class Evidence:
                 found.append(check_host(artifact, reference))
                 checked.append(artifact)
                 for phone in phones:
-                    found.append(check_emulator(artifact, reference, phone, progress=self.progress))
-                    checked.append(artifact)
+                    on_phone = self._on_phone(artifact, reference, phone)
+                    found += on_phone
+                    checked += [artifact] * len(on_phone)
             rows = [parity.to_json() for parity in found]
             (folder / "parity.json").write_text(json.dumps(rows, indent=1) + "\n")
             for artifact, parity in zip(checked, found):
@@ -139,6 +143,11 @@ class Evidence:
             return rows
 
         return [Parity.from_json(row) for row in self.run.stage(f"{made.folder}/parity", inputs, make)]
+
+    def _on_phone(self, artifact: Artifact, reference: Reference, phone: Profile) -> list[Parity]:
+        if phone.kind == "gpu":
+            return [check_gpu(artifact, reference, each, progress=self.progress) for each in GPU_PRECISIONS]
+        return [check_emulator(artifact, reference, phone, progress=self.progress)]
 
     def delegated(
         self, made: Made, artifacts: Sequence[Artifact], operators: Sequence[OperatorRecord] = ()
@@ -151,6 +160,7 @@ class Evidence:
         inputs = {
             **self._about(artifacts),
             **self._network(made),
+            "target": self.profiles[0].kind,
             "operators": [row.model_dump(mode="json") for row in operators],
         }
 
@@ -161,6 +171,7 @@ class Evidence:
                 delegation(
                     artifact,
                     target=self.profiles[0].name,
+                    gpu=self.profiles[0].kind == "gpu",
                     sites=known,
                     times=operators if artifact is artifacts[0] else (),
                 ).to_json()
@@ -174,8 +185,13 @@ class Evidence:
 
     def measured(self, made: Made, artifacts: Sequence[Artifact]) -> list[Measurement]:
         """Time those artifacts of one candidate whose runtime there is here, on every target."""
-        artifacts = [artifact for artifact in artifacts if FORMATS[artifact.format].runs_on_host]
-        return [found for profile in self.profiles for found in self._measured(made, artifacts, profile)]
+        here = [artifact for artifact in artifacts if FORMATS[artifact.format].runs_on_host]
+        modelled = [artifact for artifact in artifacts if artifact.format == MODELLED_FORMAT]
+        return [
+            found
+            for profile in self.profiles
+            for found in self._measured(made, modelled if profile.kind == "gpu" else here, profile)
+        ]
 
     def _measured(self, made: Made, artifacts: Sequence[Artifact], profile: Profile) -> list[Measurement]:
         inputs = {**self._about(artifacts), "profile": profile.version}
@@ -334,9 +350,8 @@ class Evidence:
         samples, contract = self.stages.samples.test.take(PARITY_SAMPLES), self.stages.samples.contract
         return Reference.of_samples(network, samples, self.stages.classes, (contract.minimum, contract.maximum))
 
-    @property
-    def _emulates(self) -> bool:
-        return any(profile.kind == "emulator" for profile in self.profiles)
+    def _aims_at(self, kind: str) -> bool:
+        return any(profile.kind == kind for profile in self.profiles)
 
     def _network(self, made: Made) -> dict[str, Any]:
         """What names a candidate's network: its edits with their weights, and what they are edits of."""
@@ -344,8 +359,10 @@ class Evidence:
 
     def _about(self, artifacts: Sequence[Artifact]) -> dict[str, Any]:
         """What evidence about artifacts depends on."""
+        driver = gpu_places().driver.name if self._aims_at("gpu") else None
         return {
             "artifacts": [artifact.sha256 for artifact in artifacts],
             "samples": self.stages.samples.test.fingerprint,
-            "tools": environment() | {"emulator": emulator_parts() if self._emulates else None},
+            "tools": environment()
+            | {"emulator": emulator_parts() if self._aims_at("emulator") else None, "gpu": driver},
         }

@@ -42,12 +42,13 @@ def good_enough(probes: Sequence[Probe], tolerance: float) -> bool:
     return any(probe.met and probe.ratio >= 1 - tolerance for probe in probes)
 
 
-def next_budget(probes: Sequence[Probe], tolerance: float) -> float | None:
+def next_budget(probes: Sequence[Probe], tolerance: float, fixed: float = 0.0) -> float | None:
     """The price to plan for next, or None when the search is over.
 
     Args:
         probes: the original network first, then every candidate.
         tolerance: as in `good_enough`; a third of it is what the search aims below the limit.
+        fixed: price that every network costs besides its operators, and no plan's price holds.
     """
     met = [probe for probe in probes if probe.met]
     above = [probe for probe in probes if not probe.met]
@@ -55,7 +56,7 @@ def next_budget(probes: Sequence[Probe], tolerance: float) -> float | None:
         return None
     aim = 1 - tolerance / 3
     if not met:
-        return _extrapolated(sorted(above, key=lambda probe: probe.predicted), aim)
+        return _extrapolated(sorted(above, key=lambda probe: probe.predicted), aim, fixed)
     fast = max(met, key=lambda probe: probe.reach)
     slower = [probe for probe in above if probe.predicted > fast.reach]
     if not slower:
@@ -75,10 +76,10 @@ def unordered(probes: Sequence[Probe]) -> list[tuple[Probe, Probe]]:
     return [(less, more) for less, more in zip(ordered, ordered[1:]) if less.ratio > more.ratio]
 
 
-def _extrapolated(above: Sequence[Probe], aim: float) -> float:
+def _extrapolated(above: Sequence[Probe], aim: float, fixed: float) -> float:
     """The budget at which the line through the two fastest probes meets the aim; one probe alone is scaled."""
     fastest = above[0]
-    budget = aim * fastest.predicted / fastest.ratio
+    budget = aim * (fastest.predicted + fixed) / fastest.ratio - fixed
     if len(above) > 1:
         run, rise = above[1].predicted - fastest.predicted, above[1].ratio - fastest.ratio
         if run > 0 and rise > 0:

@@ -68,6 +68,14 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class BasePrice:
+    """What planning pays for the original: its operators, and what no plan saves."""
+
+    operators: float
+    fixed: float
+
+
+@dataclass(frozen=True)
 class Planned:
     """What planning answers to a budget.
 
@@ -186,13 +194,11 @@ class Stages:
         return surrogate(prices, self._weights, [row.operator for row in operators(self.base)])
 
     @cached_property
-    def base_price(self) -> float:
-        """Of the whole original."""
+    def base_price(self) -> BasePrice:
+        def make(_: Path) -> dict[str, float]:
+            return asdict(BasePrice(sum(milliseconds(self.base, self.price).values()), self.price.invoke_ms))
 
-        def make(_: Path) -> float:
-            return sum(milliseconds(self.base, self.price).values())
-
-        return self.run.stage("price", {**self._about_base, **self._about_price}, make)
+        return BasePrice(**self.run.stage("price", {**self._about_base, **self._about_price}, make))
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -50,12 +50,13 @@ class TaskRecord(Record):
 class ParityRecord(Record):
     """An artifact against the network it was exported from, at one level.
 
-    `level` is the exported program, the artifact on this machine, or on the emulated phone. The user's own samples are
+    `level` is the exported program, the artifact on this machine, on the emulated phone, or by the GPU delegate's own
+    shaders. The user's own samples are
     the first group. A level that was not run has no groups and says why in `reasons`.
     """
 
     format: str
-    level: Literal["program", "host", "emulator"]
+    level: Literal["program", "host", "emulator", "gpu"]
     runner: str
     verdict: Literal["passed", "failed", "not run here"]
     reasons: tuple[str, ...] = ()

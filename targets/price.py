@@ -20,7 +20,13 @@ WEIGHT_BYTES = 4
 
 
 class Price(Protocol):
-    """What planning pays for an operator: a target's cost table is one."""
+    """What planning pays for an operator: a target's cost table is one.
+
+    Attributes:
+        invoke_ms: what an inference costs besides its operators, and no plan saves.
+    """
+
+    invoke_ms: float
 
     def milliseconds(self, op: Operator) -> float:
         """Price of `op`, above zero; of a network it is the sum."""
@@ -28,6 +34,8 @@ class Price(Protocol):
 
 class StoredBytes:
     """The float32 weights and biases of an operator, for a limit on the artifact's size."""
+
+    invoke_ms = 0.0
 
     def milliseconds(self, op: Operator) -> float:
         """Bytes."""
@@ -44,6 +52,10 @@ class Surrogate:
     prices: tuple[Price, ...]
     factors: tuple[float, ...]
     _known: dict[Operator, float] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def invoke_ms(self) -> float:
+        return sum(factor * price.invoke_ms for factor, price in zip(self.factors, self.prices, strict=True))
 
     def milliseconds(self, op: Operator) -> float:
         """On the scale of the first price: the whole original costs by both the same."""

@@ -15,6 +15,7 @@ from pipeline.export.artifact import Artifact
 from pipeline.export.formats import FORMATS
 from pipeline.verify.execute import silent_stderr
 from targets.delegation import READERS
+from targets.delegation.gpu import read_gpu
 from targets.delegation.naming import Site, name_modules, plain
 from targets.delegation.onnx import REORDERS, Estimate, estimates, read_onnx
 from targets.delegation.placement import Placed, Placement, Where
@@ -144,6 +145,7 @@ def delegation(
     artifact: Artifact,
     *,
     target: str = "",
+    gpu: bool = False,
     sites: Sequence[Site] = (),
     times: Sequence[OperatorTime | OperatorRecord] = (),
 ) -> Delegation:
@@ -153,6 +155,7 @@ def delegation(
     emulated phone, too, which has the same release of it.
 
     Args:
+        gpu: the target is a mobile GPU; of a .tflite LiteRT's GPU delegate is asked.
         sites: operators of the network, as `pipeline.verify.sites.sites` gives them, that name the artifact's.
         times: of an inference of this very artifact on an emulated target; without them no share of time is told.
 
@@ -160,7 +163,7 @@ def delegation(
         VerificationError: `ARTIFACT_CHANGED`; `DELEGATION_UNREAD` when the runtime does not take the file.
     """
     artifact.require_unchanged()
-    reader = READERS.get(artifact.format)
+    reader = read_gpu if gpu and artifact.format == "tflite" else READERS.get(artifact.format)
     told = {"artifact_sha256": artifact.sha256, "format": artifact.format, "target": target}
     if reader is None:
         why = FORMATS[artifact.format].why_not

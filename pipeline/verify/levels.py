@@ -1,4 +1,4 @@
-"""The three levels of parity: the exported program, the artifact on this machine, the artifact on the emulated phone.
+"""The levels of parity: the exported program, and the artifact on this machine, the emulated phone, the GPU path.
 
 Each compares with the network run eagerly. The first level to fail says where the fault is: in torch.export, in the
 converter or the host's runtime, in the phone's kernels.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,13 +24,15 @@ from pipeline.model.ingest import load_program
 from pipeline.verify.execute import HostRuntime, from_layout, to_layout
 from pipeline.verify.parity import Level, Parity, judge
 from pipeline.verify.reference import Reference
-from pipeline.verify.tolerance import FP32, Tolerance
+from pipeline.verify.tolerance import FP16, FP32, Tolerance
 from targets.errors import MissingEnvironmentError, PlanishError, UsageError, VerificationError
+from targets.gpu import run as gpu_path
 from targets.profile import Profile
 from targets.runners import emulator
 from targets.runners.artifact import runtime_version
 
 EMULATED_SAMPLES, EMULATED_EDGE_SAMPLES = 4, 1  # emulation does some 2e8 multiply-accumulates a second
+GPU_SAMPLES = 16
 Progress = Callable[[str], None]
 
 
@@ -106,15 +110,57 @@ def check_emulator(
     return _judged(artifact, "emulator", runner, reference, found, tolerance)
 
 
+def check_gpu(
+    artifact: Artifact,
+    reference: Reference,
+    precision: Literal["fp16", "fp32"] = "fp16",
+    *,
+    samples: int = GPU_SAMPLES,
+    progress: Progress = lambda message: None,
+) -> Parity:
+    """The artifact by the shaders of LiteRT's GPU delegate, executed by a software driver on this machine.
+
+    What the delegate leaves to the CPU runs there, as on a phone.
+
+    Args:
+        precision: in which the GPU computes; half is what phones are asked for.
+        samples: of the user's own to run, beside one of each edge case.
+    """
+    tolerance = FP16 if precision == "fp16" else FP32
+    if artifact.format != "tflite":
+        return _not_run(artifact, "gpu", "the GPU path runs .tflite files", tolerance)
+    reference = reference.first(samples, EMULATED_EDGE_SAMPLES)
+    try:
+        with _scratch(artifact, reference.samples) as (inputs, outputs):
+            ran = gpu_path.run(artifact.path, inputs, outputs, precision, progress)
+            found = _outputs(outputs)
+    except MissingEnvironmentError as error:
+        return _not_run(artifact, "gpu", f"{error.what}; {error.fix}", tolerance)
+    except PlanishError as error:  # ARTIFACT_UNUSABLE, GPU_RUN_FAILED
+        return _unjudged(artifact, "gpu", precision, "failed", f"it does not run: {error.why}", tolerance)
+    return _judged(artifact, "gpu", f"{ran.runtime}, {ran.driver}, {precision}", reference, found, tolerance)
+
+
 def _emulated(artifact: Artifact, samples: np.ndarray, profile: Profile, progress: Progress) -> list[np.ndarray]:
     """Outputs [N, ...] in the artifact's layout, in the order of the artifact."""
+    with _scratch(artifact, samples) as (inputs, outputs):
+        emulator.run(artifact.path, artifact.format, inputs, outputs, profile, progress)
+        return _outputs(outputs)
+
+
+@contextmanager
+def _scratch(artifact: Artifact, samples: np.ndarray) -> Iterator[tuple[Path, Path]]:
+    """The samples in the artifact's layout and type as an .npz, and where the outputs belong."""
     specification = artifact.inputs[0]
     with tempfile.TemporaryDirectory(prefix="planish-parity-") as scratch:
         inputs, outputs = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
         np.savez(inputs, x=np.ascontiguousarray(to_layout(samples, specification), specification.dtype))
-        emulator.run(artifact.path, artifact.format, inputs, outputs, profile, progress)
-        with np.load(outputs) as archive:
-            return [archive[name] for name in archive.files]
+        yield inputs, outputs
+
+
+def _outputs(path: Path) -> list[np.ndarray]:
+    with np.load(path) as archive:
+        return [archive[name] for name in archive.files]
 
 
 def _judged(

@@ -28,7 +28,7 @@ from pipeline.verify.task import TaskParity
 from pipeline.verify.tolerance import FP32, ROUNDINGS, Tolerance
 from targets.errors import VerificationError
 
-Level = Literal["program", "host", "emulator"]
+Level = Literal["program", "host", "emulator", "gpu"]
 Verdict = Literal["passed", "failed", "not run here"]
 
 
@@ -209,6 +209,10 @@ def failure(parity: Parity, path: Path) -> VerificationError:
         "emulator": (
             f"The {parity.format} artifact does not compute on the emulated ARM64 phone what the network computes.",
             "export to another format, or replace the operator whose ARM kernel differs.",
+        ),
+        "gpu": (
+            f"The {parity.format} artifact does not compute on the GPU path what the network computes.",
+            "replace the operator whose shader differs, or aim at the phone's CPU.",
         ),
     }[parity.level]
     return VerificationError(what, where=str(path), why=_why(parity), fix=fix, code="PARITY_FAILED")

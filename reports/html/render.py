@@ -32,7 +32,12 @@ _OUTCOMES = {
     "undecided": "◆ undecided",
     "failed": "✕ failed",
 }
-_LEVELS = {"program": "exported program", "host": "this machine", "emulator": "emulated phone"}
+_LEVELS = {
+    "program": "exported program",
+    "host": "this machine",
+    "emulator": "emulated phone",
+    "gpu": "GPU delegate",
+}
 _PARITY = {"passed": ("✓", "good"), "failed": ("✗", "bad"), "not run here": ("–", "quiet")}
 _FILTERS = ("milliseconds", "percent", "points", "against_target", "size", "count", "duration", "significant")
 _SPELLINGS = (
