@@ -35,7 +35,7 @@ class GpuCostTable:
     source: str
     invoke_ms: float  # once an inference, without operators
     error: RelativeError
-    classes: Mapping[str, tuple[float, ...]]
+    classes: Mapping[str, tuple[float, ...]] = field(repr=False)
     model: GpuModel = field(repr=False)
     _known: dict[Operator, float] = field(default_factory=dict, repr=False, compare=False)
 
