@@ -42,6 +42,7 @@ def limits_of(
         measured = _of(measurements, artifact, limit.target)
         return measured.median_ms if limit.quantity == "latency" else measured.p90_ms
 
+    gpus = {profile.name for profile in evidence.profiles if profile.kind == "gpu"}
     return tuple(
         LimitRecord(
             quantity=limit.quantity,
@@ -49,6 +50,7 @@ def limits_of(
             limit=limit.most if limit.share is None else limit.share * original(limit),
             unit=limit.unit,
             asked=limit.text,
+            modelled=limit.target in gpus,
         )
         for limit in evidence.recipe.limits
     )

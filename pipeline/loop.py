@@ -116,7 +116,7 @@ def search(stages: Stages, told: Told = lambda candidate, limits: None) -> FitRe
     original.outcomes = judged_limits(evidence, limits, original, None)
     told(original, limits)
     stages.weigh(original.outcomes)
-    probes = [Probe(stages.base_price, original.ratio, original.verdict == "met")]
+    probes = [Probe(stages.base_price.operators, original.ratio, original.verdict == "met")]
     candidates = _searched(evidence, limits, original, probes, told)
     final = _finish(evidence, limits, original, candidates, told)
     for candidate in (original, final) if final is not original else (original,):
@@ -140,7 +140,7 @@ def _searched(
     candidates: list[Candidate] = []
     known: dict[str, int] = {}  # signature of a plan -> its place in `probes`
     for number in range(1, PLANS_A_PROBE * recipe.max_probes + 1):
-        budget = next_budget(probes, recipe.tolerance)
+        budget = next_budget(probes, recipe.tolerance, stages.base_price.fixed)
         if budget is None or len(candidates) == recipe.max_probes:
             break
         planned = stages.planned(number, budget)

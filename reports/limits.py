@@ -16,7 +16,8 @@ def short(limit: LimitRecord, goal: GoalRecord, median: str = "measured") -> str
     """The head of a column: the target where the goal has several, and the quantity unless it is the median there."""
     several = len({each.target for each in goal.limits if each.target}) > 1
     if limit.target is None or not several:
-        return median if limit.quantity == "latency" else QUANTITIES[limit.quantity]
+        seen = "modelled" if limit.modelled else median
+        return seen if limit.quantity == "latency" else QUANTITIES[limit.quantity]
     return limit.target if limit.quantity == "latency" else f"{limit.target} {QUANTITIES[limit.quantity]}"
 
 
@@ -28,7 +29,8 @@ def about(limit: LimitRecord | OutcomeRecord, several: bool) -> str:
 def sentence(limit: LimitRecord, several: bool) -> str:
     """`median ≤ 8.50 ms`, `pixel-4-cpu median ≤ 8.50 ms (60% of the original)`."""
     share = f" ({limit.asked} of the original)" if limit.asked.endswith("%") else ""
-    return f"{about(limit, several)} ≤ {quantities.measured(limit.limit, limit.unit)}{share}"
+    how = "modelled " if limit.modelled else ""
+    return f"{how}{about(limit, several)} ≤ {quantities.measured(limit.limit, limit.unit)}{share}"
 
 
 def asked(targets: Sequence[TargetRecord], goal: GoalRecord) -> list[str]:

@@ -146,7 +146,8 @@ class TargetRecord(Record):
 class LimitRecord(Record):
     """One thing that was asked for: at most `limit` of a quantity, on a target where it depends on one.
 
-    `asked` is how the user put it: `60%` is of what the original takes there.
+    `asked` is how the user put it: `60%` is of what the original takes there. Of a `modelled` target no latency is
+    measured.
     """
 
     quantity: Quantity
@@ -154,6 +155,7 @@ class LimitRecord(Record):
     limit: Annotated[float, Field(gt=0)]
     unit: Unit
     asked: str
+    modelled: bool = False
 
     @property
     def about(self) -> tuple[Quantity, str | None]:

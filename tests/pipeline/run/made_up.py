@@ -51,7 +51,7 @@ def limit(most: float = 10.0, quantity: str = "latency", target: str | None = "p
 def outcome(value: float, most: float = 10.0, verdict: Verdict | None = None, quantity: str = "latency"):
     target = "pixel-4-cpu" if quantity in ("latency", "p90") else None
     return OutcomeRecord(
-        **limit(most, quantity, target).model_dump(exclude={"asked"}),
+        **limit(most, quantity, target).model_dump(exclude={"asked", "modelled"}),
         value=value,
         low=value,
         high=value,

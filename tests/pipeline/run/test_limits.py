@@ -69,7 +69,7 @@ def test_an_emulated_latency_is_held_against_its_limit(value: float, verdict: st
 def test_a_share_is_of_what_the_original_takes_on_each_target() -> None:
     recipe = make_recipe(**MODEL, target=["pixel-4-cpu", "raspberry-pi-4"], latency="60%", size="50%")
     measured = [measurement(10, 10), measurement(40, 40, target="raspberry-pi-4")]
-    found = limits_of(SimpleNamespace(recipe=recipe), None, artifact(bytes=2000), measured)
+    found = limits_of(SimpleNamespace(recipe=recipe, profiles=[EMULATED]), None, artifact(bytes=2000), measured)
     assert [(each.quantity, each.target, each.limit) for each in found] == [
         ("latency", "pixel-4-cpu", 6.0),
         ("latency", "raspberry-pi-4", 24.0),
