@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from targets.gpu.fusion import Fused, fuse, not_measured
 from targets.gpu.graph import read
 from targets.measure import Measurement
 from targets.profile import Profile
-from targets.runners import Timing
 
 RUNNER = "model"
 RUNTIME = "modelled: TFLite 2.10 GPU delegate, fp16"
@@ -69,41 +67,29 @@ def modelled(artifact: Path, format: str, profile: Profile, precision: Precision
     )
 
 
-def time_artifacts(artifacts: Sequence[Path], format: str, profile: Profile) -> list[Timing]:
-    """What a runner returns: one sample, with the interval in its state."""
-    return [_timing(modelled(artifact, format, profile)) for artifact in artifacts]
-
-
 def measure(artifact: Path, *, format: str, profile: Profile) -> Measurement:
     """A `Measurement` whose runner is "model": one sample, and the model's interval in place of a median's."""
     found = modelled(artifact, format, profile)
-    timing = _timing(found)
     return Measurement(
         artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
         format=format,
         target=profile.name,
         profile_version=profile.version,
         runner=RUNNER,
-        runtime=timing.runtime,
+        runtime=RUNTIME,
         n=1,
         median_ms=found.milliseconds,
         p90_ms=found.milliseconds,
         mad_ms=0.0,
         low_ms=found.low_ms,
         high_ms=found.high_ms,
-        samples_ms=timing.samples_ms,
+        samples_ms=(found.milliseconds,),
         instructions=None,
         cycles=None,
-        state=timing.state,
+        state={
+            "modelled": True,
+            "dispatches": sum(part.fused.kernel.dispatches for part in found.parts),
+            "priced_by_bytes": list(found.not_measured),
+            "carried_over": found.carried_over,
+        },
     )
-
-
-def _timing(found: Modelled) -> Timing:
-    state = {
-        "modelled": True,
-        "interval_ms": [found.low_ms, found.high_ms],
-        "dispatches": sum(part.fused.kernel.dispatches for part in found.parts),
-        "priced_by_bytes": list(found.not_measured),
-        "carried_over": found.carried_over,
-    }
-    return Timing((found.milliseconds,), RUNTIME, None, None, state)

@@ -9,7 +9,7 @@ import pytest
 from targets.errors import UsageError
 from targets.gpu.fusion import fuse, not_measured
 from targets.gpu.graph import Graph, Node, read
-from targets.gpu.modelled import measure, modelled, time_artifacts
+from targets.gpu.modelled import measure, modelled
 from targets.profile import load_profile
 from targets.validation.build import artifact
 
@@ -96,8 +96,7 @@ def test_a_modelled_latency_has_the_form_of_a_measurement():
     assert found.runtime.startswith("modelled") and found.state["modelled"] and found.state["carried_over"]
     assert found.low_ms < found.median_ms < found.high_ms
     assert found == type(found).from_json(found.to_json())
-    (timing,) = time_artifacts([built.path], "tflite", profile)
-    assert timing.samples_ms == (found.median_ms,) and timing.runtime == found.runtime
+    assert found.state["dispatches"] == 23 and found.samples_ms == (found.median_ms,)
 
 
 def test_what_cannot_be_modelled_says_so(tmp_path):
