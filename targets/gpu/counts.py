@@ -18,6 +18,7 @@ from typing import Any
 from targets.arm import parts as arm
 from targets.cache import cache_root, write_atomic
 from targets.debian import Progress
+from targets.errors import UsageError
 from targets.gpu import gpus, process
 from targets.gpu.gpus import Gpu, find_gpu
 from targets.gpu.places import LAYER_LIBRARY, Places, require
@@ -94,11 +95,13 @@ def count(
     precision: Precision = "fp16",
     progress: Progress = lambda message: None,
 ) -> Counts:
-    """What an inference of the .tflite `artifact` asks of `gpu`, a name of `gpus.GPUS` or `gpus.STAND_INS`.
+    """What an inference of `artifact`, .tflite or .onnx, asks of `gpu`, a name of `gpus.GPUS` or `gpus.STAND_INS`.
+
+    An .onnx is computed as it was exported, whatever `precision`.
 
     Raises:
         MissingEnvironmentError: `GPU_DRIVER_MISSING`, `GPU_DRIVER_DAMAGED`, for Mali GPUs `EMULATOR_MISSING`, too.
-        UsageError: `GPU_UNKNOWN`, `ARTIFACT_UNUSABLE`.
+        UsageError: `GPU_UNKNOWN`, `GPU_FORMAT`, `ARTIFACT_UNUSABLE`.
         PlanishError: `GPU_RUN_FAILED`.
     """
     counted = _counted(artifact, find_gpu(gpu), precision, progress)
@@ -143,9 +146,15 @@ def _dispatches(counted: dict[str, Any]) -> list[list[int]]:
 
 
 def _counted(artifact: Path, gpu: Gpu, precision: Precision, progress: Progress) -> dict[str, Any]:
-    places = require()
-    if gpu.is_mali:
-        places = require(mali=True)
+    if gpu.is_mali and artifact.suffix == ".onnx":
+        raise UsageError(
+            "an .onnx cannot be compiled for a Mali GPU",
+            where=str(artifact),
+            why="the driver of Mali GPUs runs in an emulated Python, whose ONNX Runtime has no WebGPU provider",
+            fix="compile the .tflite of the same network",
+            code="GPU_FORMAT",
+        )
+    places = require(mali=gpu.is_mali)
     kept = _remembered(artifact, gpu, precision, places)
     try:
         return json.loads(kept.read_text(encoding="utf-8"))

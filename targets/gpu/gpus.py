@@ -131,11 +131,12 @@ def command(gpu: Gpu, places: Places, arguments: Sequence[str]) -> list[str]:
     return [str(loader), *shim, "--library-path", paths, "--argv0", sys.executable, sys.executable, *arguments]
 
 
-def environment(gpu: Gpu, places: Places, *, counted: bool) -> dict[str, str]:
+def environment(gpu: Gpu, places: Places, *, counted: bool, webgpu: bool = False) -> dict[str, str]:
     """The whole environment of a run.
 
     Args:
-        counted: with the counting layer between LiteRT and the driver.
+        counted: with the counting layer between the runtime and the driver.
+        webgpu: with the ONNX Runtime that has a WebGPU provider in place of the one that is installed.
     """
     root = places.mali if gpu.is_mali else places.driver
     icd = {"software": "lvp", "adreno": "freedreno", "mali": "panfrost"}[gpu.family]
@@ -167,8 +168,8 @@ def environment(gpu: Gpu, places: Places, *, counted: bool) -> dict[str, str]:
             "PYTHONPYCACHEPREFIX": str(emulator.pycache),
         }
     kept = {name: value for name, value in os.environ.items() if not name.startswith((*SETTINGS, "LD_"))}
-    inherited = os.environ.get("PYTHONPATH", "")
-    return kept | variables | {"PYTHONPATH": f"{RUNNERS}:{inherited}".rstrip(":")}
+    packages = [str(RUNNERS), *([str(places.webgpu)] if webgpu else []), os.environ.get("PYTHONPATH", "")]
+    return kept | variables | {"PYTHONPATH": ":".join(packages).rstrip(":")}
 
 
 def _library(root: Path, pattern: str, mesa: str) -> Path:

@@ -8,14 +8,15 @@ sid's Mesa is linked to sid's C library, so the whole closure is unpacked, and P
 2. `sid`: the archive's current version, by its signature
 3. `bookworm-backports`: an older Mesa that runs artifacts, more slowly, but knows no phones' GPUs
 
-A driver counts as set up once LiteRT has run a network on it. Tested on Debian 12, amd64; about 0.4 GB, 0.6 GB more
-for Mali GPUs.
+A driver counts as set up once LiteRT has run a network on it. ONNX Runtime's WebGPU provider is a package of its own
+and comes along. Tested on Debian 12, amd64; about 0.4 GB, 0.4 GB more for Mali GPUs.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from targets.gpu.places import (
     LAYER_OPTIONS,
     QEMU,
     SITE,
+    WEBGPU,
     Places,
     environment_missing,
     is_ready,
@@ -75,7 +77,7 @@ def ensure(progress: Progress = lambda message: None, *, mali: bool = False) -> 
         arm_setup.ensure(progress)
     found = places()
     home = found.driver.parent
-    steps = [(found.driver, _build_driver), (found.layer, _build_layer)]
+    steps = [(found.driver, _build_driver), (found.layer, _build_layer), (found.webgpu, _build_webgpu)]
     if mali:
         steps += [(found.mali, _build_mali), (found.mali_layer, _build_mali_layer)]
     try:
@@ -122,6 +124,23 @@ def _build_driver(into: Path, progress: Progress) -> None:
 
 def _build_layer(into: Path, progress: Progress) -> None:
     _compile_layer(["gcc"], into, places().driver, {}, progress)
+
+
+def _build_webgpu(into: Path, progress: Progress) -> None:
+    progress(f"downloading {WEBGPU}")
+    install = ["pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--no-deps"]
+    done = subprocess.run(
+        [sys.executable, "-m", *install, "--no-compile", "--target", str(into), WEBGPU],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise environment_missing(
+            f"{WEBGPU} could not be installed into planish's cache",
+            done.stderr.strip()[-300:],
+            "check that `python -m pip download numpy` works here, then run the set-up again",
+        )
 
 
 def _build_mali(into: Path, progress: Progress) -> None:

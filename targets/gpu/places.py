@@ -2,16 +2,18 @@
 
 - `driver`: Mesa of Debian sid for this machine, with the Vulkan loader and the C library that they are linked to
 - `layer`: `layer/*.c`, the counting layer, compiled for this machine
+- `webgpu`: an ONNX Runtime with the WebGPU provider, which cannot be installed beside the usual one
 - `mali`: Mesa for arm64, where its driver of Mali GPUs is, and a QEMU that starts LiteRT's GPU accelerator
 - `mali-layer`: the counting layer for arm64
 
-The last two run in the Python of the ARM64 emulator's set-up.
+Those of Mali run in the Python of the ARM64 emulator's set-up.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.metadata
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,7 @@ PINS = HERE / "packages.csv"  # written by pin.py
 DRIVER_PACKAGES = ("mesa-vulkan-drivers", "mesa-drm-shim", "libvulkan1", "libc6", "libstdc++6", "libgcc-s1")
 HEADERS = "libvulkan-dev"  # of this package the headers alone
 EMULATOR = "qemu-user"  # of this package the program alone, which is linked statically
+WEBGPU = "onnxruntime-webgpu==1.27.0"
 QEMU = "qemu/qemu-aarch64"  # in the part "mali"
 SITE = "site"  # in the part "mali": what LiteRT's compiled model imports and its interpreter does not
 FIX = "run `planish targets setup pixel-4-gpu`"
@@ -47,12 +50,13 @@ class Places:
 
     driver: Path
     layer: Path
+    webgpu: Path
     mali: Path
     mali_layer: Path
 
     def of(self, *, mali: bool) -> tuple[Path, ...]:
         """The parts for GPUs that this machine drives by itself, or for Mali GPUs."""
-        return (self.mali, self.mali_layer) if mali else (self.driver, self.layer)
+        return (self.mali, self.mali_layer) if mali else (self.driver, self.layer, self.webgpu)
 
     def mesa(self, *, mali: bool) -> str:
         """Mesa's version, and where it came from when it is not the one that was pinned: "26.2.6-1"."""
@@ -69,6 +73,7 @@ def places() -> Places:
     return Places(
         driver=part(home, "driver", [CONTENTS, *DRIVER_PACKAGES, HEADERS, pinned]),
         layer=part(home, "layer", [CONTENTS, *LAYER_OPTIONS, *sources]),
+        webgpu=part(home, "webgpu", [CONTENTS, WEBGPU, sys.implementation.cache_tag]),
         mali=part(home, "mali", [CONTENTS, *DRIVER_PACKAGES, EMULATOR, pinned, *mali_wheels()]),
         mali_layer=part(home, "mali-layer", [CONTENTS, *LAYER_OPTIONS, *sources]),
     )

@@ -37,6 +37,7 @@ def work(plan: dict[str, Any], gpu: Gpu, places: Places, *, limit_s: float = LIM
         UsageError: `ARTIFACT_UNUSABLE`.
         PlanishError: `GPU_RUN_FAILED`: the runtime or the driver did not survive, or not in time.
     """
+    onnx = plan.get("artifact", "").endswith(".onnx")
     named = Path(plan.get("artifact") or plan["artifacts"][0]).name
     with tempfile.TemporaryDirectory(prefix="planish-gpu-") as scratch:
         plan_path, result_path, log_path = (Path(scratch) / name for name in ("plan.json", "result.json", "log"))
@@ -51,7 +52,7 @@ def work(plan: dict[str, Any], gpu: Gpu, places: Places, *, limit_s: float = LIM
                     check=False,
                     cwd=scratch,
                     timeout=limit_s,
-                    env=environment(gpu, places, counted="counts" in plan),
+                    env=environment(gpu, places, counted="counts" in plan, webgpu=onnx),
                 )
         except subprocess.TimeoutExpired as error:
             raise _failed(f"the GPU run was ended after {limit_s:.0f} seconds", named, _last(log_path)) from error

@@ -1,4 +1,6 @@
-"""Runs an artifact on LiteRT's GPU accelerator over lavapipe: the delegate's own shaders, executed here.
+"""Runs an artifact on its runtime's GPU path over lavapipe: the delegate's own shaders, executed here.
+
+A .tflite runs on LiteRT's GPU accelerator, an .onnx on ONNX Runtime's WebGPU provider.
 
 Seconds are those of this machine's processors standing in for a GPU. They say how long a check takes, and nothing of
 any phone.
@@ -6,18 +8,18 @@ any phone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from targets.debian import Progress
-from targets.errors import PlanishError
+from targets.errors import PlanishError, UsageError
 from targets.gpu.gpus import GPUS
 from targets.gpu.places import require
 from targets.gpu.process import work
 from targets.gpu.report import Report, read_report, tensors_of
 from targets.graph import read_graph
-from targets.runners.artifact import runtime_version
 
 Precision = Literal["fp16", "fp32"]
 
@@ -27,7 +29,7 @@ class GpuRun:
     """How a run went; its outputs are in the file that was asked for.
 
     Attributes:
-        report: what ran on the GPU, as the accelerator says.
+        report: what ran on the GPU, as the runtime says; of an .onnx, operators of the optimised graph.
         setup_seconds: until the first outputs were there; kernels compiled earlier come from the cache.
         seconds: of each sample, from feeding it to its outputs.
         driver: "lavapipe of Mesa 26.2.6-1".
@@ -69,14 +71,22 @@ def run(
     """Write the artifact's outputs for every sample of `inputs` to the .npz `outputs`; as `runners.host.run`.
 
     Args:
-        artifact: a .tflite.
-        precision: in which the GPU computes; fp16 is the accelerator's default.
+        artifact: a .tflite or .onnx.
+        precision: in which the GPU computes; fp16 is LiteRT's default. An .onnx is computed as it was exported: "fp32".
 
     Raises:
         MissingEnvironmentError: `GPU_DRIVER_MISSING`, `GPU_DRIVER_DAMAGED`.
-        UsageError: `ARTIFACT_UNUSABLE`.
-        PlanishError: `GPU_RUN_FAILED`.
+        UsageError: `ARTIFACT_UNUSABLE`, `GPU_PRECISION`.
+        PlanishError: `GPU_RUN_FAILED`, `GPU_REPORT_UNREADABLE`.
     """
+    if artifact.suffix == ".onnx" and precision != "fp32":
+        raise UsageError(
+            f"an .onnx cannot be run in {precision}",
+            where=str(artifact),
+            why="ONNX Runtime computes in the types that are in the file",
+            fix="ask for fp32, or run the .tflite of the same network",
+            code="GPU_PRECISION",
+        )
     places = require()
     progress(f"running {artifact.name} on the GPU path, {precision}")
     plan = {
@@ -88,17 +98,17 @@ def run(
     }
     result, log = work(plan, GPUS["software"], places)
     return GpuRun(
-        report=reported(artifact, log, accelerated=result["accelerated"]),
+        report=_placed(result["placed"]) if "placed" in result else reported(artifact, log, result["accelerated"]),
         precision=precision,
         setup_seconds=result["setup_seconds"],
         seconds=tuple(result["seconds"]),
         driver=f"lavapipe of Mesa {places.mesa(mali=False)}",
-        runtime=runtime_version("tflite"),
+        runtime=result["runtime"],
     )
 
 
-def reported(artifact: Path, log: str, *, accelerated: bool) -> Report:
-    """The accelerator's report on `artifact` in the log of a run.
+def reported(artifact: Path, log: str, accelerated: bool) -> Report:
+    """The accelerator's report on the .tflite `artifact` in the log of a run.
 
     Raises:
         PlanishError: `GPU_REPORT_UNREADABLE`.
@@ -114,3 +124,10 @@ def reported(artifact: Path, log: str, *, accelerated: bool) -> Report:
             fix="install the ai-edge-litert release that planish asks for: `pip install --upgrade planish`",
             code="GPU_REPORT_UNREADABLE",
         ) from error
+
+
+def _placed(operators: Sequence[tuple[str, bool]]) -> Report:
+    """Of ONNX Runtime's own record of where each operator ran."""
+    on_cpu = [kind for kind, on_gpu in operators if not on_gpu]
+    reason = "ONNX Runtime has it run on the CPU"
+    return Report(len(operators) - len(on_cpu), len(on_cpu), tuple((kind, reason) for kind in dict.fromkeys(on_cpu)))

@@ -1,21 +1,26 @@
-"""Runs an artifact on LiteRT's GPU accelerator. Stands alone: the emulated Python runs it too.
+"""Runs an artifact on a GPU. Stands alone: the emulated Python runs it too.
 
 usage: worker.py PLAN.json RESULT.json      PLAN: {"mode", "precision", ...}, RESULT: as below or {"error": text}
-  mode "run": "artifact", "inputs" (.npz), "outputs" (.npz to write): {"accelerated", "setup_seconds", "seconds"}
+  mode "run": "artifact", "inputs" (.npz), "outputs" (.npz to write):
+      {"accelerated", "runtime", "setup_seconds", "seconds"}, of an .onnx also "placed": [[kind, whether on the GPU]]
   mode "count": "artifact", "layer", "counts" (.json for the layer to write), "inferences", each a phase of its own,
-      on zeros: {"accelerated"}
+      on zeros: {}
   mode "ask": "artifacts": {"accelerated": [of each]}; the log has a line "planish: INDEX" before what is said of it
-The accelerator reports what it takes in the log, this process's standard error.
+A .tflite runs on LiteRT's GPU accelerator, which reports what it takes in the log, this process's standard error. An
+.onnx runs on ONNX Runtime's WebGPU provider, in the types that it was exported in.
 """
 
 import ctypes
 import json
 import os
 import sys
+import tempfile
 import time
 
 import numpy
-from artifact import ArtifactError, Samples, runtime_version, write_outputs
+from artifact import ArtifactError, Onnx, Samples, runtime_version, write_outputs
+
+WEBGPU = "WebGpuExecutionProvider"
 
 
 class OnGpu:
@@ -77,6 +82,32 @@ class OnGpu:
         }
 
 
+class OnWebGpu(Onnx):
+    """An .onnx on ONNX Runtime's WebGPU provider, what that does not take on the CPU."""
+
+    def __init__(self, path):
+        import onnxruntime
+
+        super().__init__(path, threads=1)  # which tells inputs and outputs
+        self._directory = tempfile.TemporaryDirectory(prefix="planish-gpu-")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(self._directory.name, "profile")
+        self.session = onnxruntime.InferenceSession(path, options, providers=[WEBGPU, "CPUExecutionProvider"])
+        self._binding = self.session.io_binding()
+
+    def __del__(self):
+        self.__dict__.pop("_binding", None)  # before its session, or the provider crashes
+
+    def placed(self):
+        """[kind, whether it ran on the GPU] of each operator of the optimised graph. Ends the profile."""
+        with open(self.session.end_profiling()) as stream:
+            events = json.load(stream)
+        ran = {e["name"]: e["args"] for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")}
+        return [[arguments["op_name"], arguments["provider"] == WEBGPU] for arguments in ran.values()]
+
+
 class Timed:
     """An artifact, and the seconds from each feed to the outputs being there."""
 
@@ -95,31 +126,50 @@ class Timed:
         return found
 
 
+def opened(plan):
+    path = plan["artifact"]
+    if not path.endswith(".onnx"):
+        return OnGpu(path, plan["precision"])
+    if not os.path.exists(path):
+        raise ArtifactError("no such file")
+    try:
+        return OnWebGpu(path)
+    except Exception as error:  # onnxruntime's own classes share no public base
+        raise ArtifactError(f"onnxruntime cannot load it: {error}") from error
+
+
 def run(plan):
     start = time.perf_counter()
-    opened = OnGpu(plan["artifact"], plan["precision"])
-    samples = Samples(plan["inputs"], opened)
-    opened.feed(samples[0])
-    opened.invoke()
-    opened.outputs()  # kernels are compiled when they first run
+    artifact = opened(plan)
+    samples = Samples(plan["inputs"], artifact)
+    artifact.feed(samples[0])
+    artifact.invoke()
+    artifact.outputs()  # kernels are compiled when they first run
     setup_seconds = time.perf_counter() - start
-    timed = Timed(opened)
+    timed = Timed(artifact)
     write_outputs(timed, samples, plan["outputs"])
-    return {"accelerated": opened.accelerated, "setup_seconds": setup_seconds, "seconds": timed.seconds}
+    result = {"setup_seconds": setup_seconds, "seconds": timed.seconds}
+    if isinstance(artifact, OnGpu):
+        return result | {"accelerated": artifact.accelerated, "runtime": runtime_version("tflite")}
+    import onnxruntime
+
+    placed = artifact.placed()
+    runtime = f"onnxruntime-webgpu {onnxruntime.__version__}"
+    return result | {"accelerated": all(on_gpu for _, on_gpu in placed), "runtime": runtime, "placed": placed}
 
 
 def count(plan):
     layer = ctypes.CDLL(plan["layer"])  # the one that Vulkan's loader loads: a library is loaded once
-    opened = OnGpu(plan["artifact"], plan["precision"])
-    zeros = [numpy.zeros([max(1, size) for size in shape], dtype) for _, shape, dtype in opened.inputs]
+    artifact = opened(plan)
+    zeros = [numpy.zeros([max(1, size) for size in shape], dtype) for _, shape, dtype in artifact.inputs]
     for _ in range(plan["inferences"]):
         layer.planish_phase(b"inference")
-        opened.feed(zeros)
-        opened.invoke()
-        opened.outputs()
+        artifact.feed(zeros)
+        artifact.invoke()
+        artifact.outputs()
     if layer.planish_write(os.fsencode(plan["counts"])):
         raise OSError(f"cannot write {plan['counts']}")
-    return {"accelerated": opened.accelerated}
+    return {}
 
 
 def ask(plan):

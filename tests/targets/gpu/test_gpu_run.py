@@ -42,6 +42,33 @@ def test_a_quantised_artifact_is_fed_with_float_samples_as_on_the_cpu(driver, re
         assert abs(gpu[name].astype(int) - cpu[name].astype(int)).max() <= 2, "steps of the quantisation"
 
 
+def test_an_onnx_runs_on_the_webgpu_provider(driver, small, tmp_path):
+    artifact, inputs = small["onnx"]
+    host.run(artifact, "onnx", inputs, tmp_path / "cpu.npz")
+    done = run(artifact, inputs, tmp_path / "gpu.npz", "fp32")
+    with numpy.load(tmp_path / "cpu.npz") as cpu, numpy.load(tmp_path / "gpu.npz") as gpu:
+        (name,) = cpu.files
+        assert gpu[name].shape == cpu[name].shape
+        assert abs(gpu[name] - cpu[name]).max() <= 1e-5 * abs(cpu[name]).max()
+    assert done.accelerated and done.gpu_operators >= 2 and done.refused == ()
+    assert done.runtime.startswith("onnxruntime-webgpu")
+    assert count(artifact, precision="fp32").dispatches >= 2
+    assert all(kernel.statistics["Instruction Count"] > 0 for kernel in compiled(artifact, "adreno-740", "fp32"))
+
+
+def test_an_onnx_is_not_compiled_for_a_mali(small):
+    with pytest.raises(UsageError) as caught:
+        compiled(small["onnx"][0], "mali-g76", "fp32")
+    assert caught.value.code == "GPU_FORMAT"
+
+
+def test_an_onnx_is_not_run_in_another_precision(small, tmp_path):
+    artifact, inputs = small["onnx"]
+    with pytest.raises(UsageError) as caught:
+        run(artifact, inputs, tmp_path / "gpu.npz", "fp16")
+    assert caught.value.code == "GPU_PRECISION"
+
+
 def test_the_accelerator_reports_that_it_takes_all(driver, whole, samples, tmp_path):
     said = []
     done = run(whole, samples, tmp_path / "out.npz", "fp32", said.append)

@@ -132,7 +132,7 @@ def test_when_the_pinned_packages_are_gone_others_are_taken_and_recorded(tmp_pat
     assert mesa._unpack_mesa(debian.host_architecture(), tmp_path, said.append)[-1] == source
     assert json.loads((tmp_path / "versions.json").read_text()) == {"mesa-vulkan-drivers": "27.0", "source": source}
     assert "no longer on the mirror" in said[0]
-    named = places.Places(tmp_path, tmp_path, tmp_path, tmp_path)
+    named = places.Places(*[tmp_path] * 5)
     assert named.mesa(mali=False) == f"27.0 ({source})"
 
 
@@ -273,6 +273,7 @@ def test_a_broken_layer_is_said_and_compiled_again(driver, empty_cache, whole):
     found = places.places()
     found.driver.parent.mkdir(parents=True)
     found.driver.symlink_to(driver.driver.resolve())
+    found.webgpu.symlink_to(driver.webgpu.resolve())
     shutil.copytree(driver.layer, found.layer)
     (found.layer / places.LAYER_LIBRARY).write_bytes(b"\x7fELF")
     with pytest.raises(MissingEnvironmentError) as caught:
@@ -284,7 +285,7 @@ def test_a_broken_layer_is_said_and_compiled_again(driver, empty_cache, whole):
 
 @pytest.mark.gpu
 def test_the_driver_as_it_was_set_up_is_whole_and_recorded(driver):
-    assert [damage(part) for part in driver.of(mali=False)] == [None, None]
+    assert [damage(part) for part in driver.of(mali=False)] == [None] * 3
     assert driver.mesa(mali=False)[:2].isdigit()
     said = []
     assert mesa.ensure(said.append) == driver and said == []
