@@ -30,10 +30,13 @@ from pipeline.verify.levels import check_emulator, check_gpu, check_host, check_
 from pipeline.verify.parity import Parity
 from pipeline.verify.reference import Reference
 from pipeline.verify.sites import sites
-from reports.records import OperatorRecord, QualityRecord
+from reports.measured import GpuWorkRecord, OperatorRecord, QualityRecord
 from targets.arm.parts import emulator_parts
 from targets.errors import PlanishError
 from targets.explain import explain
+from targets.gpu.counts import count
+from targets.gpu.gpus import driven
+from targets.gpu.places import is_ready as gpu_is_ready
 from targets.gpu.places import places as gpu_places
 from targets.judgement import Goal, Judgement
 from targets.judging import judge
@@ -46,6 +49,7 @@ PARITY_SAMPLES = 64
 MEASURED_SAMPLES = 1
 JUDGED = "judged.npy"
 GPU_PRECISIONS = ("fp16", "fp32")
+SOFTWARE = "software"  # the driver that stands in for a GPU that Mesa does not compile for here
 MODELLED_FORMAT = "tflite"  # on a GPU
 
 
@@ -281,6 +285,27 @@ class Evidence:
             return rows
 
         return tuple(OperatorRecord(**row) for row in self.run.stage(f"{made.folder}/operators", inputs, make))
+
+    def gpu_work(self, made: Made, artifact: Artifact) -> tuple[GpuWorkRecord, ...]:
+        """What an inference asks of each mobile GPU aimed at, by the kernels that the delegate chooses for it.
+
+        A GPU that cannot be had here as a virtual one is stood in for by the software driver.
+        """
+
+        def make(_: Path) -> list[dict[str, Any]]:
+            rows = []
+            for profile in (profile for profile in self.profiles if profile.gpu):
+                virtual = driven(profile.gpu.name)
+                usable = virtual and (not virtual.is_mali or gpu_is_ready(mali=True))
+                counts = count(artifact.path, virtual.name if usable else SOFTWARE, progress=self.progress)
+                kept = {name: getattr(counts, name) for name in GpuWorkRecord.model_fields if name != "target"}
+                rows.append({"target": profile.name, **kept})
+            return rows
+
+        if not self._aims_at("gpu"):
+            return ()
+        inputs = {**self._about([artifact]), "gpus": [profile.name for profile in self.profiles]}
+        return tuple(GpuWorkRecord(**row) for row in self.run.stage(f"{made.folder}/gpu-work", inputs, make))
 
     def _measured_sample(self, artifact: Artifact, folder: Path) -> Path:
         """What an artifact is timed on, in its layout, as an .npz in `folder`."""

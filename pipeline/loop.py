@@ -13,7 +13,8 @@ from pipeline.search import Probe, next_budget
 from pipeline.stages import Made, Stages
 from pipeline.verify.delegation import Delegation, require_strict, violations
 from pipeline.verify.parity import Parity
-from reports.records import LimitRecord, OperatorRecord, OutcomeRecord, QualityRecord
+from reports.measured import GpuWorkRecord, OperatorRecord, QualityRecord
+from reports.records import LimitRecord, OutcomeRecord
 from targets.errors import PlanishError, UsageError
 from targets.measure import Measurement
 
@@ -34,6 +35,7 @@ class Candidate:
     outcomes: list[OutcomeRecord] = field(default_factory=list)  # one a limit
     recovered_from: int | None = None
     operators: tuple[OperatorRecord, ...] = ()  # of the format that decides; of the original and the final one
+    gpu_work: tuple[GpuWorkRecord, ...] = ()  # likewise
     unexplained: str = ""  # why there are none
 
     @property
@@ -226,6 +228,7 @@ def _explain(evidence: Evidence, candidate: Candidate) -> None:
     """Where its time goes and what is delegated. What cannot be told fails no fit that found its artifact."""
     try:
         candidate.operators = evidence.explained(candidate.made, candidate.artifacts[0])
+        candidate.gpu_work = evidence.gpu_work(candidate.made, candidate.artifacts[0])
     except PlanishError as error:
         candidate.unexplained = error.why
     try:

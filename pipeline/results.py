@@ -91,6 +91,7 @@ def candidate_record(stages: Stages, candidate: Candidate) -> CandidateRecord:
             if artifact.format == m.format
         ),
         operators=candidate.operators,
+        gpu_work=candidate.gpu_work,
         quality=candidate.quality,
         outcomes=tuple(candidate.outcomes),
         verdict="base" if original else candidate.verdict,
@@ -213,7 +214,8 @@ def _took(stages: Stages, candidate: Candidate) -> str:
         value = f"{outcome.value:.3g} ms" if outcome.unit == "ms" else quantities.size(outcome.value)
         match outcome.quantity:
             case "latency":
-                words.append(f"{value} on {_title(stages, outcome.target)}")
+                how = "modelled " if _profile(stages, outcome.target).kind == "gpu" else ""
+                words.append(f"{value} {how}on {_title(stages, outcome.target)}")
             case "p90":
                 words.append(f"{value} at the 90th percentile on {_title(stages, outcome.target)}")
             case "size":
@@ -229,8 +231,12 @@ def _named(stages: Stages, outcome: OutcomeRecord) -> str:
     return names[outcome.quantity] + (f" on {_title(stages, outcome.target)}" if several else "")
 
 
+def _profile(stages: Stages, target: str) -> Profile:
+    return next(profile for profile in stages.profiles if profile.name == target)
+
+
 def _title(stages: Stages, target: str) -> str:
-    profile = next(profile for profile in stages.profiles if profile.name == target)
+    profile = _profile(stages, target)
     return "this machine" if profile.kind == "host" else profile.title
 
 

@@ -36,6 +36,27 @@ class MeasurementRecord(Record):
     """Of the runtime, each on a core of its own."""
 
 
+class GpuWorkRecord(Record):
+    """What one inference asks of a mobile GPU, counted as the delegate drives `driver`; no time follows from it alone.
+
+    Attributes:
+        target: the profile aimed at.
+        gpu: that the delegate saw: that of the target, one of its family, or `software`.
+    """
+
+    target: str
+    gpu: str
+    driver: str
+    precision: Literal["fp16", "fp32"]
+    dispatches: Count
+    kernels: Count
+    workgroups: Count
+    invocations: Count
+    barriers: Count
+    submits: Count
+    allocated_bytes: Count
+
+
 class OperatorRecord(Record):
     """One operator of an inference on an emulated target; the last one of an inference is the runtime's own work.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter, field_validator, model_validator
 
-from reports.measured import MeasurementRecord, OperatorRecord, QualityRecord
+from reports.measured import GpuWorkRecord, MeasurementRecord, OperatorRecord, QualityRecord
 from reports.schema import Count, Milliseconds, Percent, Record, Sha256, VersionedRecord, read_record
 from reports.verification import DelegationRecord, ExportRecord, ParityRecord
 
@@ -108,6 +108,8 @@ class CandidateRecord(Record):
     measurements: tuple[MeasurementRecord, ...] = ()
     operators: tuple[OperatorRecord, ...] = ()
     """Of the artifact in the primary format, where it was broken down."""
+    gpu_work: tuple[GpuWorkRecord, ...] = ()
+    """Of the artifact in the primary format, on each mobile GPU aimed at."""
     quality: QualityRecord | None = None
     outcomes: tuple[OutcomeRecord, ...] = ()
     verdict: Literal["base", "met", "above", "undecided"]

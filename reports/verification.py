@@ -51,12 +51,13 @@ class ParityRecord(Record):
     """An artifact against the network it was exported from, at one level.
 
     `level` is the exported program, the artifact on this machine, on the emulated phone, or by the GPU delegate's own
-    shaders. The user's own samples are
-    the first group. A level that was not run has no groups and says why in `reasons`.
+    shaders; `precision` is what the artifact computes in there. The user's own samples are the first group. A level
+    that was not run has no groups and says why in `reasons`.
     """
 
     format: str
     level: Literal["program", "host", "emulator", "gpu"]
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     runner: str
     verdict: Literal["passed", "failed", "not run here"]
     reasons: tuple[str, ...] = ()

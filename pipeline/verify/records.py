@@ -19,6 +19,7 @@ def parity_record(parity: Parity) -> ParityRecord:
     return ParityRecord(
         format=parity.format,
         level=parity.level,
+        precision=parity.tolerance.precision,
         runner=parity.runner,
         verdict=parity.verdict,
         reasons=parity.reasons,
