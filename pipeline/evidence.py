@@ -331,6 +331,7 @@ class Evidence:
             "artifact": artifact and artifact.sha256,
             "metric": recipe.metric and [recipe.metric, digest_of(recipe.metric), recipe.lower_is_better],
             "original": original and sha256_of(original),
+            "tools": environment(),
         }
 
         def make(folder: Path) -> dict[str, Any]:
