@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targets import core
@@ -155,6 +155,7 @@ def test_a_bad_core_says_why(tmp_path, old, new, why):
     assert why in caught.value.why
 
 
+@settings(deadline=None)
 @given(path=st.sampled_from([path for path in FILES if path.stem != "host"]), data=st.data())
 def test_no_fact_goes_without_its_source(tmp_path_factory, path, data):
     text = path.read_text(encoding="utf-8")
@@ -170,6 +171,7 @@ def test_no_fact_goes_without_its_source(tmp_path_factory, path, data):
     assert f"[sources] does not say where the value comes from: {field}" in caught.value.why
 
 
+@settings(deadline=None)
 @given(path=st.sampled_from([path for path in FILES if path.stem != "host"]), data=st.data())
 def test_no_number_may_be_absurd(tmp_path_factory, path, data):
     text = path.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from targets.cost import CostTable, build
@@ -88,6 +88,7 @@ def test_the_stated_errors_meet_the_aim(profile):
 
 
 @pytest.mark.parametrize("profile", GPUS, ids=lambda profile: profile.name)
+@settings(deadline=None)
 @given(inputs=CHANNELS, outputs=CHANNELS, size=SIZES, kernel=st.sampled_from([1, 3, 5]), stride=st.sampled_from([1, 2]))
 def test_twice_the_work_of_one_kernel_is_not_cheaper(profile, inputs, outputs, size, kernel, stride):
     """But for what a work group wastes, a fifth at most of all these; another kernel may well be cheaper."""
@@ -104,6 +105,7 @@ def test_twice_the_work_of_one_kernel_is_not_cheaper(profile, inputs, outputs, s
         assert chosen[0] != chosen[1] or table.milliseconds(twice) > 0.75 * price
 
 
+@settings(deadline=None)
 @given(channels=CHANNELS, size=SIZES, times=st.integers(2, 4))
 def test_every_kind_of_operator_has_a_price_that_grows(channels, size, times):
     table = CostTable.load(load_profile("pixel-4-gpu"))
@@ -194,6 +196,7 @@ def test_a_kernel_nobody_measured_is_its_parts():
 
 
 @pytest.mark.parametrize("profile", GPUS, ids=lambda profile: profile.name)
+@settings(deadline=None)
 @given(inputs=CHANNELS, outputs=CHANNELS, size=SIZES, kernel=st.sampled_from([1, 3, 5, 7]))
 def test_no_convolution_is_faster_than_the_hardware(profile, inputs, outputs, size, kernel):
     """Two operations a multiply-add, twice as many in half precision, of which Winograd needs a quarter."""
@@ -204,6 +207,7 @@ def test_no_convolution_is_faster_than_the_hardware(profile, inputs, outputs, si
 
 
 @pytest.mark.parametrize("profile", GPUS, ids=lambda profile: profile.name)
+@settings(deadline=None)
 @given(channels=CHANNELS, size=SIZES)
 def test_the_correction_is_bounded_and_absent_far_from_what_was_measured(profile, channels, size):
     model = model_of(profile)
