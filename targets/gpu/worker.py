@@ -14,7 +14,6 @@ import ctypes
 import json
 import os
 import sys
-import tempfile
 import time
 
 import numpy
@@ -89,11 +88,10 @@ class OnWebGpu(Onnx):
         import onnxruntime
 
         super().__init__(path, threads=1)  # which tells inputs and outputs
-        self._directory = tempfile.TemporaryDirectory(prefix="planish-gpu-")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(self._directory.name, "profile")
+        options.profile_file_prefix = os.path.abspath("profile")  # in the folder of this run
         self.session = onnxruntime.InferenceSession(path, options, providers=[WEBGPU, "CPUExecutionProvider"])
         self._binding = self.session.io_binding()
 
