@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline.model.operators import milliseconds
 from pipeline.recipe import Recipe
 from pipeline.stages import Stages
 from pipeline.store.run_directory import RunDirectory
+from targets.cache import cache_root
 from targets.cost import CostTable
 from targets.profile import load_profile
 
@@ -213,7 +215,7 @@ def stages(folder: Path, name: str, told: Callable[[str], None] = lambda text: N
     recipe = Recipe(**{**given, "tolerated_drop": 100.0, **fields})
     root = folder / name
     directory = RunDirectory.resume(root) if root.exists() else RunDirectory.create(root, recipe.to_toml())
-    return Stages(directory, recipe, load_profile("pixel-4-cpu"), told)
+    return Stages(directory, recipe, [load_profile("pixel-4-cpu")], told)
 
 
 def test_the_recipe_knows_the_papers_policies() -> None:
@@ -268,6 +270,7 @@ def test_a_round_that_was_killed_resumes_to_the_same_bits(folder: Path, monkeypa
     told: list[str] = []
     whole = stages(folder, "whole", told.append, seed=5)
     expected = whole.compressed(1, 0.0).result
+    shutil.rmtree(cache_root() / "store")  # or the run that is killed would find all of it there
     steps = [text.split(",")[0] for text in told if ": step " in text]
     assert steps[:4] == [f"training before removal: step {step} of 4" for step in (1, 2, 3, 4)] and len(steps) == 16
     monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
