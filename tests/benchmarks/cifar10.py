@@ -1,4 +1,4 @@
-"""CIFAR-10 and its ResNet-20 for benchmarks. Neither ships with planish: `PLANISH_CIFAR10` names an .npz of the data.
+"""CIFAR-10 and its ResNets for benchmarks. Neither ships with planish: `PLANISH_CIFAR10` names an .npz of the data.
 
 train_x uint8 [50000, 32, 32, 3]   train_y [50000]   test_x uint8 [10000, 32, 32, 3]   test_y [10000]
 """
@@ -18,6 +18,11 @@ from networks.resnet import CifarResNet  # noqa: E402
 def resnet20() -> CifarResNet:
     """Untrained; give the weights with --weights."""
     return CifarResNet(3)
+
+
+def resnet56() -> CifarResNet:
+    """Untrained; give the weights with --weights."""
+    return CifarResNet(9)
 
 
 def train() -> dict[str, np.ndarray]:

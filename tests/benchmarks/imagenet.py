@@ -1,4 +1,4 @@
-"""Photographs of the ImageNet classes for benchmarks. They do not ship with planish: `PLANISH_IMAGENET` names a folder.
+"""Photographs of the ImageNet classes for benchmarks, and MobileNetV2. They do not ship with planish: `PLANISH_IMAGENET` names a folder.
 
 eval_1000_256px.zip          1,000 photographs, 256 x 256
 eval_1000.csv                columns `file` and `class_index` for them
@@ -10,15 +10,26 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `networks`, also when planish imports this file
+from networks.mobilenet import MobileNetV2  # noqa: E402
 
 SIZE, CROP = 256, 224
 FILES = ("eval_1000_256px.zip", "eval_1000.csv", "calibration_1000_256px.zip")
+
+
+def mobilenet_v2() -> tuple[MobileNetV2, Tensor]:
+    """Untrained, with an example input; give the weights with --weights."""
+    return MobileNetV2(), torch.zeros(2, 3, CROP, CROP)
 
 
 def calibration() -> dict[str, np.ndarray]:
