@@ -1,4 +1,4 @@
-"""Photographs of the ImageNet classes for benchmarks, and MobileNetV2. They do not ship with planish: `PLANISH_IMAGENET` names a folder.
+"""Photographs of the ImageNet classes for benchmarks, and MobileNetV2. `PLANISH_IMAGENET` names their folder:
 
 eval_1000_256px.zip          1,000 photographs, 256 x 256
 eval_1000.csv                columns `file` and `class_index` for them
