@@ -66,7 +66,10 @@ def _candidates(condition: Condition) -> Table:
 
 
 def _all(found: Sequence[Condition]) -> Table:
-    table = Table("run", "state", "heard of", "candidates", "the last", "what", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "state", "heard of", "candidates", "the last"):
+        table.add_column(name, no_wrap=True, overflow="fold")
+    table.add_column("what", no_wrap=True, overflow="ellipsis")  # a line a run: its own status says the rest
     for each in found:
         last = each.candidates[-1] if each.candidates else None
         table.add_row(
