@@ -17,6 +17,7 @@ from reports import quantities
 from reports.console import Console
 from reports.limits import QUANTITIES, SIGNS
 from reports.streams import printable
+from reports.tables import fitting
 
 RUNS = Path("runs")
 
@@ -28,14 +29,14 @@ def command(run: Path | None, console: Console) -> None:
     """Say what RUN is doing or how it ended; without it, all runs in ./runs."""
     if run is not None:
         condition = condition_of(run)
-        console.result(_one(condition), run=condition.to_json())
+        console.result(_one(condition, console.width), run=condition.to_json())
         return
     found = [condition_of(path) for path in runs_under(RUNS)]
-    human = [_all(found)] if found else [Text(f"there are no runs in {RUNS}")]
+    human = [_all(found, console.width)] if found else [Text(f"there are no runs in {RUNS}")]
     console.result(human, runs=[condition.to_json() for condition in found])
 
 
-def _one(condition: Condition) -> list[Text | Table]:
+def _one(condition: Condition, width: int) -> list[Text | Table]:
     facts = Table(show_header=False, box=None, pad_edge=False)
     rows = [("state", f"{condition.state}: {printable(condition.what)}" if condition.what else condition.state)]
     if condition.state == "killed":
@@ -53,7 +54,7 @@ def _one(condition: Condition) -> list[Text | Table]:
     if condition.candidates:
         shown += [Text(), _candidates(condition)]
     if condition.parts:
-        shown += [Text(), _all(condition.parts)]
+        shown += [Text(), _all(condition.parts, width)]
     return shown
 
 
@@ -65,21 +66,26 @@ def _candidates(condition: Condition) -> Table:
     return table
 
 
-def _all(found: Sequence[Condition]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "heard of", "candidates", "the last"):
-        table.add_column(name, no_wrap=True, overflow="fold")
-    table.add_column("what", no_wrap=True, overflow="ellipsis")  # a line a run: its own status says the rest
+def _all(found: Sequence[Condition], width: int) -> Table:
+    """A line a run; its own status says the rest."""
+    rows = []
     for each in found:
         last = each.candidates[-1] if each.candidates else None
-        table.add_row(
-            str(each.directory),
-            each.state,
-            _ago(each.heard),
-            str(len([candidate for candidate in each.candidates if candidate["index"]])),
-            _last(last) if last else quantities.MISSING,
-            printable(each.what),
+        rows.append(
+            {
+                "run": str(each.directory),
+                "state": each.state,
+                "heard of": _ago(each.heard),
+                "candidates": str(len([candidate for candidate in each.candidates if candidate["index"]])),
+                "the last": _last(last) if last else quantities.MISSING,
+            }
         )
+    names = fitting(rows, list(rows[0]), width, ("candidates", "heard of", "the last"))
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
 
 
