@@ -385,7 +385,7 @@ class Evidence:
 
     def _about(self, artifacts: Sequence[Artifact]) -> dict[str, Any]:
         """What evidence about artifacts depends on."""
-        driver = gpu_places().driver.name if self._aims_at("gpu") else None
+        driver = gpu_places().driver.name if self._aims_at("gpu") and gpu_is_ready() else None
         return {
             "artifacts": [artifact.sha256 for artifact in artifacts],
             "samples": self.stages.samples.test.fingerprint,

@@ -20,6 +20,7 @@ from pipeline.stages import Stages
 from pipeline.verify.records import delegation_record, parity_record
 from reports import quantities
 from reports.html.render import render
+from reports.measured import SplitRecord
 from reports.records import (
     CandidateRecord,
     EditRecord,
@@ -35,6 +36,7 @@ from reports.records import (
 )
 from reports.verification import ExportRecord
 from targets.cache import write_atomic
+from targets.measure import Measurement
 from targets.profile import Profile
 
 
@@ -85,6 +87,7 @@ def candidate_record(stages: Stages, candidate: Candidate) -> CandidateRecord:
                 file=artifact.path.relative_to(stages.run.root).as_posix(),
                 confidence_percent=95.0 if m.runner == "host" else None,
                 threads=m.threads,
+                split=split_record(m),
             )
             for m in candidate.measurements
             for artifact in candidate.artifacts
@@ -99,6 +102,11 @@ def candidate_record(stages: Stages, candidate: Candidate) -> CandidateRecord:
         reasons=tuple(reasons),
         seconds={name.name: stages.run.seconds(f"{candidate.made.folder}/{name.name}") for name in sorted(names)},
     )
+
+
+def split_record(measured: Measurement) -> SplitRecord | None:
+    split = measured.state.get("split")
+    return SplitRecord(**split) if split else None
 
 
 def goal_record(
@@ -256,6 +264,11 @@ def _warnings(stages: Stages, result: FitResult) -> tuple[str, ...]:
         for profile in stages.profiles
         for measured in result.final.measurements
         if measured.runner == "model" and measured.target == profile.name
+    ]
+    found += [
+        f"On {measured.target} the {measured.format} artifact is split, {split.sentence}."
+        for measured in result.final.measurements
+        if (split := split_record(measured))
     ]
     if unexplained := result.final.unexplained or result.original.unexplained:
         found.append(f"Where the time goes is not known: {unexplained}.")

@@ -7,9 +7,46 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from reports import quantities
 from reports.schema import Count, Milliseconds, Percent, Record, Sha256
 
 _ROUNDING = 1e-9  # of a difference of two shares
+
+
+class SplitRecord(Record):
+    """What of an inference a GPU's delegate leaves to the CPU, and what that is modelled to take.
+
+    Attributes:
+        partitions: calls of the delegate; 0 where it takes nothing.
+        left: how many operators of each kind the CPU runs.
+        left_ms: what they take, by the cost table of `cpu`; of `priced_by_bytes` by the memory they move.
+        stands_in: `cpu` is another phone's, since there is no table of this one's.
+        crossing_ms: what copying `crossing_bytes` takes at least.
+        split_ms: both. What the two sides wait for each other is in no figure.
+        whole_ms: an inference, if the delegate took every operator.
+    """
+
+    partitions: Count
+    left: dict[str, Count]
+    left_ms: Milliseconds
+    priced_by_bytes: tuple[str, ...]
+    cpu: str
+    stands_in: bool
+    crossing_bytes: Count
+    crossing_ms: Milliseconds
+    split_ms: Milliseconds
+    whole_ms: Milliseconds
+
+    @property
+    def sentence(self) -> str:
+        """ "left to the CPU: 1 ATAN2, 2 CONV_2D; ... " """
+        left = ", ".join(f"{count} {kind}" for kind, count in self.left.items())
+        whose = f"the cost table of {self.cpu}" + (", which stands in for this phone's" if self.stands_in else "")
+        return (
+            f"left to the CPU: {left}; {quantities.size(self.crossing_bytes)} cross. That takes {self.split_ms:.3g} ms "
+            f"by {whose}, and at least {self.crossing_ms:.2g} ms of it to cross; an inference would take "
+            f"{self.whole_ms:.3g} ms if the GPU took all. No figure for synchronisation is published, so none is in it"
+        )
 
 
 class MeasurementRecord(Record):
@@ -34,6 +71,8 @@ class MeasurementRecord(Record):
     """Confidence level of the interval; None where it is not a statistical one."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Of the runtime, each on a core of its own."""
+    split: SplitRecord | None = None
+    """Of a modelled inference that the GPU does not run whole."""
 
 
 class GpuWorkRecord(Record):

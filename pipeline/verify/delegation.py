@@ -15,6 +15,7 @@ from pipeline.export.artifact import Artifact
 from pipeline.export.formats import FORMATS
 from pipeline.verify.execute import silent_stderr
 from targets.delegation import READERS
+from targets.delegation.gpu import DELEGATE as GPU
 from targets.delegation.gpu import read_gpu
 from targets.delegation.naming import Site, name_modules, plain
 from targets.delegation.onnx import REORDERS, Estimate, estimates, read_onnx
@@ -133,7 +134,8 @@ class Limits:
     """What `--strict` lets pass.
 
     Transposes count where the network does not ask for them itself, and at the border in formats whose border could
-    have been channels-last.
+    have been channels-last. On a GPU they count for nothing: a transpose there is a dispatch like any other, which the
+    modelled latency contains, and one that the delegate leaves to the CPU is a fallback.
     """
 
     partitions: int = 1
@@ -284,14 +286,16 @@ def violations(delegation: Delegation, limits: Limits = Limits()) -> tuple[str, 
             f"{delegation.delegate} is called {delegation.partitions} times an inference; the limit is "
             f"{limits.partitions}."
         )
-    avoidable = [each for each in delegation.transposes if _avoidable(each, delegation.format)]
+    avoidable = [each for each in delegation.transposes if _avoidable(each, delegation)]
     if sum(each.count for each in avoidable) > limits.transposes:
         found += [f"{_counted(each)} moves an activation{_what(each)}." for each in avoidable]
     return tuple(found)
 
 
-def _avoidable(transposes: Transposes, format: str) -> bool:
-    return not transposes.asked and (transposes.where == "inside" or FORMATS[format].channels_last)
+def _avoidable(transposes: Transposes, delegation: Delegation) -> bool:
+    if transposes.asked or delegation.delegate == GPU:
+        return False
+    return transposes.where == "inside" or FORMATS[delegation.format].channels_last
 
 
 def _what(moved: Transposes) -> str:

@@ -4,26 +4,31 @@ Its report names kinds of operators and counts, not operators. So those of a kin
 each in a file of its own; which of those it knows run on the GPU follows from its rule of one subset
 (`gpu.partition`), and has to agree with the number it reports. Some it takes alone and not in their network: where the
 numbers do not agree, it is taken to know no operator of the kinds it names.
+
+What it says of a file is kept in the cache by everything it depends on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from targets.cache import cache_root, write_atomic
 from targets.delegation.placement import Placement
 from targets.delegation.tflite import placed
-from targets.gpu import process
+from targets.gpu import partition, process, report, single
 from targets.gpu.gpus import GPUS
-from targets.gpu.partition import taken
 from targets.gpu.places import require
 from targets.gpu.report import read_report, tensors_of
-from targets.gpu.single import single_operators
 from targets.graph import GraphOperator, read_graph
+from targets.runners.artifact import runtime_version
 
+DELEGATE = "LiteRT GPU"
 ASKED = re.compile(r"^planish: (\d+)$", re.MULTILINE)
 
 
@@ -51,33 +56,83 @@ def read_gpu(path: Path) -> Placement:
         UsageError: `ARTIFACT_UNUSABLE`.
         ValueError: the accelerator's report does not fit what it says of single operators.
     """
-    found = on_gpu(path)
+    return placement(path, on_gpu(path).taken)
+
+
+def placement(path: Path, taken: Collection[int]) -> Placement:
+    """The operators of a .tflite, once it is known which of them, by their places in the file, run on the GPU."""
     return placed(
         path,
-        delegate="LiteRT GPU",
+        delegate=DELEGATE,
         learned="LiteRT's GPU accelerator took them when it opened the file on this machine",
-        partitions=1 if found.taken else 0,
-        partition=dict.fromkeys(found.taken, 0),
+        partitions=1 if taken else 0,
+        partition=dict.fromkeys(taken, 0),
     )
 
 
 def on_gpu(path: Path) -> OnGpu:
-    """Which operators run on the GPU, and why others do not; raises as `read_gpu`."""
+    """Which operators run on the GPU, and why others do not; raises as `read_gpu`.
+
+    A file that is taken whole is opened once, in a child process of some seconds; of any other the doubtful operators
+    are then put to another child.
+    """
+    kept = _remembered(path)
+    try:
+        said = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = _learned(path)
+        said = {"taken": sorted(found.taken), "refused": list(found.refused.items()), "kinds": found.kinds}
+        write_atomic(kept, json.dumps(said))
+    return OnGpu(frozenset(said["taken"]), dict(map(tuple, said["refused"])), tuple(said["kinds"]))
+
+
+def _remembered(path: Path) -> Path:
+    """Where the answer is kept: named by everything it depends on."""
+    sources = [path, process.WORKER, *map(Path, (__file__, partition.__file__, report.__file__, single.__file__))]
+    made_of = [
+        *(hashlib.sha256(source.read_bytes()).hexdigest() for source in sources),
+        *(place.name for place in require().of(mali=False)),
+        runtime_version("tflite"),
+    ]
+    name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:24]
+    return cache_root() / "gpu" / "taken" / name[:2] / f"{name}.json"
+
+
+def _learned(path: Path) -> OnGpu:
     graph = read_graph(path, "tflite")
     (accelerated,), log = _asked([path])
-    report = read_report(log, operators=len(graph), accelerated=accelerated, tensors=tensors_of(path))
+    told = read_report(log, operators=len(graph), accelerated=accelerated, tensors=tensors_of(path))
     kinds = tuple(operator.kind for operator in graph)
-    if report.accelerated:
+    if told.accelerated:
         return OnGpu(frozenset(range(len(graph))), {}, kinds)
     reads, writes = _tensors(path)
-    for refused in (_refused_singly(path, graph, report.refused), _refused_by_kind(graph, report.refused)):
+    for refused in (_refused_singly(path, graph, told.refused), _refused_by_kind(graph, told.refused)):
         known = {*range(len(graph))} - {*refused}
-        mine = taken(reads, writes, known)
-        if len(mine) == report.gpu_operators:
+        mine = partition.taken(reads, writes, known)
+        if len(mine) == told.gpu_operators:
             return OnGpu(frozenset(mine), refused, kinds)
     raise ValueError(
-        f"the GPU accelerator takes {report.gpu_operators} of {len(graph)} operators, and which ones cannot be told"
+        f"the GPU accelerator takes {told.gpu_operators} of {len(graph)} operators, and which ones cannot be told"
     )
+
+
+def refusals(files: Sequence[Path]) -> list[str | None]:
+    """Why the accelerator does not take each of these files, of one operator each; None where it does.
+
+    All are put to one child process.
+
+    Raises:
+        MissingEnvironmentError: `GPU_DRIVER_MISSING`, `GPU_DRIVER_DAMAGED`.
+        UsageError: `ARTIFACT_UNUSABLE`.
+        ValueError: it does not say why.
+    """
+    accelerated, log = _asked(files)
+    said = dict(zip((int(number) for number in ASKED.findall(log)), ASKED.split(log)[2::2]))
+    reasons: list[str | None] = []
+    for number, (file, whole) in enumerate(zip(files, accelerated)):
+        told = read_report(said[number], operators=1, accelerated=whole, tensors=tensors_of(file))
+        reasons.append(None if whole else told.refused[0][1])
+    return reasons
 
 
 def _refused_by_kind(graph: Sequence[GraphOperator], refused: Sequence[tuple[str, str]]) -> dict[int, str]:
@@ -91,17 +146,11 @@ def _refused_singly(path: Path, graph: Sequence[GraphOperator], refused: Sequenc
     doubtful = [*_refused_by_kind(graph, refused)]
     with tempfile.TemporaryDirectory(prefix="planish-gpu-") as scratch:
         files = []
-        for index, content in zip(doubtful, single_operators(path, doubtful)):
+        for index, content in zip(doubtful, single.single_operators(path, doubtful)):
             files.append(Path(scratch) / f"{index}.tflite")
             files[-1].write_bytes(content)
-        accelerated, log = _asked(files)
-    said = dict(zip((int(number) for number in ASKED.findall(log)), ASKED.split(log)[2::2]))
-    found = {}
-    for number, (index, whole) in enumerate(zip(doubtful, accelerated)):
-        if not whole:
-            report = read_report(said[number], operators=1, accelerated=False, tensors=tensors_of(path))
-            found[index] = report.refused[0][1]
-    return found
+        reasons = refusals(files)
+    return {index: reason for index, reason in zip(doubtful, reasons) if reason is not None}
 
 
 def _asked(files: Sequence[Path]) -> tuple[list[bool], str]:

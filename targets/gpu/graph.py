@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class Node:
         runtime: inputs that are computed, or fed.
         stride: (height, width) of a window.
         curved: the activation it ends with takes more than a comparison.
+        place: in the file, which lists operators of constants alone, too.
     """
 
     kind: str
@@ -28,6 +30,7 @@ class Node:
     stride: tuple[int, int]
     window: tuple[int, int]
     curved: bool
+    place: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Graph:
     def readers(self, tensor: int) -> int:
         """How many operators read a tensor; the caller counts as one."""
         return sum(tensor in node.runtime for node in self.nodes) + (tensor in self.outputs)
+
+    def part(self, taken: Collection[int]) -> Graph:
+        """The operators at these places of the file; what others read of them leaves as an output."""
+        others = [node for node in self.nodes if node.place not in taken]
+        left = {tensor for node in others for tensor in node.runtime}
+        mine = tuple(node for node in self.nodes if node.place in taken)
+        written = {tensor for node in mine for tensor in node.outputs}
+        return Graph(mine, self.shapes, frozenset(written & (self.outputs | left)))
 
 
 def read(path: Path) -> Graph:
@@ -62,14 +73,14 @@ def read(path: Path) -> Graph:
     operators = [subgraph.Operators(index) for index in range(subgraph.OperatorsLength())]
     computed = set(_numbers(subgraph, "Inputs")) | {out for one in operators for out in _numbers(one, "Outputs")}
     nodes: list[Node] = []
-    for operator in operators:
+    for place, operator in enumerate(operators):
         inputs = tuple(tensor for tensor in _numbers(operator, "Inputs") if tensor >= 0)
         outputs = _numbers(operator, "Outputs")
         runtime = tuple(tensor for tensor in inputs if tensor in computed)
         if not runtime:  # of constants alone, as a dequantised weight is
             computed -= set(outputs)
             continue
-        nodes.append(Node(kinds[operator.OpcodeIndex()], inputs, runtime, outputs, *_options(operator, schema)))
+        nodes.append(Node(kinds[operator.OpcodeIndex()], inputs, runtime, outputs, *_options(operator, schema), place))
     return Graph(tuple(nodes), shapes, frozenset(_numbers(subgraph, "Outputs")))
 
 

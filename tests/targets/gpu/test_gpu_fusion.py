@@ -24,7 +24,8 @@ NO_WINDOW = ((1, 1), (1, 1), False)
 def chain(*nodes: tuple[str, tuple[int, ...], int], shape=(1, 8, 8, 16), outputs=()) -> Graph:
     """Nodes (kind, tensors read, tensor written) on one shape; tensor 100 is a 3x3 weight of 16 channels."""
     made = tuple(
-        Node(kind, (*read, 100) if kind == "CONV_2D" else read, read, (out,), *NO_WINDOW) for kind, read, out in nodes
+        Node(kind, (*read, 100) if kind == "CONV_2D" else read, read, (out,), *NO_WINDOW, place)
+        for place, (kind, read, out) in enumerate(nodes)
     )
     shapes = {tensor: shape for _, read, out in nodes for tensor in (*read, out)} | {100: (16, 3, 3, 16)}
     return Graph(made, shapes, frozenset(outputs))
