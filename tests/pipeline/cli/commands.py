@@ -21,6 +21,7 @@ COMMAND = (sys.executable, "-P", "-c", "from pipeline.cli.main import main; main
 # One thread: these networks are so small that handing work to a second costs more than the work.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
+PATIENCE_S = 840  # on a machine with other work; what takes longer than that hangs
 MODEL = ("model.py:tiny", "--weights", "weights.safetensors", "--data", "labelled.npz", "--test", "test.npz")
 
 
@@ -46,7 +47,10 @@ def started(*words: object, customized: Path | None = None, **settings: Any) -> 
 def finished(*words: object, customized: Path | None = None) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, waited for."""
     process = started(*words, customized=customized)
-    stdout, stderr = process.communicate(timeout=300)
+    try:
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
