@@ -106,7 +106,7 @@ def table(record: Row) -> Iterator[str]:
     yield "# LiteRT's GPU path without a GPU"
     yield ""
     yield (
-        f"{record['mesa']}, {record['environment']['ai-edge-litert']} of LiteRT, {IMAGES} real images. The largest "
+        f"{record['mesa']}, LiteRT {record['environment']['ai-edge-litert']}, {IMAGES} real images. The largest "
         "difference from the CPU's outputs over the largest output. Seconds of a busy machine whose processors stand "
         "in for a GPU: the set-up compiles the kernels, and finds them compiled the second time; a check is a process "
         f"of its own with {IMAGES} images, then. Counts are of one inference in fp16."
