@@ -105,8 +105,8 @@ def test_a_librarys_version_changes_what_it_takes_part_in(first: Path, in_user_f
     assert original <= made, original - made
 
 
-def test_a_seed_changes_the_recovery_alone(first: Path, in_user_folder: Path, tmp_path: Path) -> None:
-    made, served = fitted(tmp_path / "run", "--seed", 1)
+def test_a_key_of_the_recovery_changes_that_alone(first: Path, in_user_folder: Path, tmp_path: Path) -> None:
+    made, served = fitted(tmp_path / "run", "--recover-rate", 0.002)
     assert f"{final(first)}network" in made
     assert all(name.startswith(final(first)) for name in made - {"base"}), made
     assert {name for name in asked(first) if not name.startswith(final(first))} <= served
