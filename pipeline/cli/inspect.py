@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cli.covered import coverage_tables
+from pipeline.cli.on_gpu import FORMAT, GpuPlaces, placed_on_gpu
 from pipeline.cli.speaking import speaking
 from pipeline.export.failure import short
 from pipeline.export.formats import FORMATS
@@ -19,6 +20,7 @@ from reports.console import Console
 if TYPE_CHECKING:
     from pipeline.export.survey import Coverage
     from pipeline.model.network import Network
+    from targets.profile import Profile
 
 
 @click.command("inspect")
@@ -54,7 +56,8 @@ def command(
 
     With --format or --lowering MODEL is converted as it is, in a child interpreter, and each operator is shown with
     what each format makes of it: native (one operator of the format), decomposed (into several), fallback (the
-    delegate leaves it to slower kernels) or unsupported.
+    delegate leaves it to slower kernels) or unsupported. For a mobile GPU, whose costs are modelled and never measured,
+    --format tflite also tells which operators would not run on it.
     """
     from calibration.dataset import open_samples
     from calibration.statistics import collect
@@ -65,7 +68,9 @@ def command(
     from targets.profile import load_profile
 
     normalisation: dict[str, Any] = {"mean": mean or None, "std": std or None}
-    costs = CostTable.load(load_profile(target)) if target else None
+    profile = load_profile(target) if target else None
+    costs = CostTable.load(profile) if profile else None
+    how = "modelled" if profile and profile.gpu else "predicted"
     with console.stage("reading") as stage:
         stage.update(model)
         network = ingest(
@@ -90,9 +95,7 @@ def command(
         }
         for row in operators(network)
     ]
-    layers = Table(
-        "layer", "what", "parameters", "MMACs", *(["predicted ms"] if costs else []), box=None, pad_edge=False
-    )
+    layers = Table("layer", "what", "parameters", "MMACs", *([f"{how} ms"] if costs else []), box=None, pad_edge=False)
     for row in rows:
         layers.add_row(
             row["name"],
@@ -109,36 +112,52 @@ def command(
             f"{entropy[site]:.3f}" if site in entropy else "",
             short(network.sources.get(site, "")),
         )
-    coverages = _covered(network, formats, lowering, logs, console)
+    coverages, on_gpu = _covered(network, formats, lowering, logs, profile, console)
     total = sum(row["predicted_ms"] for row in rows) if costs else None
-    line = f"{network.parameters():,} parameters, {sum(row['macs'] for row in rows) / 1e6:.1f} MMACs" + (
-        f", predicted {total:.3g} ms on {target} (cost table, {costs.source})" if costs else ""
-    )
+    line = f"{network.parameters():,} parameters, {sum(row['macs'] for row in rows) / 1e6:.1f} MMACs"
+    if costs:
+        once = f" and {costs.invoke_ms:.3g} ms once an inference" if profile.gpu else ""
+        line += f", {how} {total:.3g} ms{once} on {target} (cost table, {costs.source})"
     console.result(
-        [layers, Text(), activations, Text(), Text(line), *coverage_tables(coverages, console.width)],
+        [
+            *(layers, Text(), activations, Text(), Text(line)),
+            *coverage_tables(coverages, console.width),
+            *(on_gpu.lines() if on_gpu else []),
+        ],
         layers=rows,
         entropy=entropy,
         parameters=network.parameters(),
         predicted_ms=total,
+        **({"modelled": True, "once_ms": costs.invoke_ms} if profile and profile.gpu else {}),
         **({"coverage": [each.to_json() for each in coverages]} if coverages else {}),
+        **({"gpu": on_gpu.to_json()} if on_gpu else {}),
     )
 
 
 def _covered(
-    network: Network, formats: tuple[str, ...], lowering: bool, logs: Path | None, console: Console
-) -> list[Coverage]:
+    network: Network,
+    formats: tuple[str, ...],
+    lowering: bool,
+    logs: Path | None,
+    profile: Profile | None,
+    console: Console,
+) -> tuple[list[Coverage], GpuPlaces | None]:
     if not formats and not lowering:
-        return []
+        return [], None
     import torch
 
     from pipeline.export.coverage import cover, usual_formats
 
     with tempfile.TemporaryDirectory(prefix="planish-inspect-") as scratch, console.stage("lowering") as stage:
-        torch.export.save(network.exported(), Path(scratch) / "network.pt2")
-        return cover(
-            Path(scratch) / "network.pt2",
+        program = Path(scratch) / "network.pt2"
+        torch.export.save(network.exported(), program)
+        coverages = cover(
+            program,
             formats=formats or usual_formats(),
             logs=logs or Path(scratch),
             sources=network.sources,
             progress=lambda format, phase: stage.update(f"{format}: {phase}"),
         )
+        converted = any(each.format == FORMAT and each.converted for each in coverages)
+        asked = profile is not None and profile.gpu is not None and converted
+        return coverages, placed_on_gpu(program, profile.name, stage.update) if asked else None

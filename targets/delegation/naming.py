@@ -32,6 +32,7 @@ SAME = [
     {"slice", "stridedslice", "narrow", "select"},
     {"split", "splitv", "evensplit", "chunk", "unbind", "unpack"},
     {"logistic", "sigmoid"},
+    {"relu0to1", "relun1to1", "clip", "clamp", "hardtanh"},
     {"reversev2", "flip"},
     {"resizebilinear", "resize", "upsamplebilinear2d", "upsamplenearest2d", "resizenearestneighbor"},
     {"instancenormalization", "groupnormalization", "nativegroupnorm", "groupnorm"},
