@@ -131,4 +131,4 @@ def _pixels(shape: Shape) -> tuple[int, int]:
 
 
 def _bytes(graph: Graph, node: Node) -> int:
-    return FLOAT * sum(math.prod(graph.shapes[tensor]) for tensor in (*node.runtime, *node.outputs))
+    return FLOAT * sum(math.prod(graph.shapes[tensor]) for tensor in {*node.runtime, *node.outputs})
