@@ -43,6 +43,29 @@ def ordered() -> nn.Module:
     return randomise_norms(Ordered())
 
 
+class Clamp(nn.Module):
+    """What LiteRT's GPU delegate does not take, and its CPU kernels do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(x, 0, 1)
+
+
+class Split(Tiny):
+    """With such an operator in `middle`, between what the delegate takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = Clamp()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.fused(self.middle(self.stem(x))).flatten(1)
+
+
+def split() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_norms(Split())
+
+
 class Wide(nn.Module):
     """Input [N, 3, 12, 12], output [N, 5], and four million bytes of weights."""
 
