@@ -157,8 +157,11 @@ def main() -> None:
         "recovered": [(each["share_percent"], each["top1_percent"]) for each in rows],
         "before recovery": [(each["share_percent"], each["top1_before_recovery_percent"]) for each in rows],
     }
-    panel = Panel(subject.title, found["original_percent"], curves)
-    name.with_suffix(".svg").write_text(draw([panel], "top-1, %", "share of the latency, %"))
+    spreads = {"recovered": [(each["share_percent"], each["low_percent"], each["high_percent"]) for each in rows]}
+    lowest = min(quality for curve in curves.values() for _, quality in curve)
+    least = int(max(lowest - 5, 0) // 10 * 10)
+    panel = Panel(subject.title, found["original_percent"], curves, spreads, least)
+    name.with_suffix(".svg").write_text(draw([panel], "top-1", "share of the latency, %"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from markupsafe import escape
 
@@ -28,11 +29,16 @@ Curve = Sequence[tuple[float, float]]  # (share of the latency in percent, quali
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: a title, the original's quality as a level line, and the curves by the method's name."""
+    """One set of axes: a title, the original's quality as a level line, and the curves by the method's name.
+
+    `intervals` are (share, low, high) of points of a curve, by its name; `least` is the quality at the axis's foot.
+    """
 
     title: str
     base: float
     curves: Mapping[str, Curve]
+    intervals: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
+    least: int = 0
 
 
 def draw(panels: Sequence[Panel], metric: str, across: str) -> str:
@@ -48,8 +54,14 @@ def draw(panels: Sequence[Panel], metric: str, across: str) -> str:
     ]
     for number, panel in enumerate(panels):
         parts += _axes(panel, number * PANEL, (low, high), metric, across)
+        place = partial(_place, number * PANEL, (low, high), panel.least)
+        for name, spreads in panel.intervals.items():
+            for share, below, above in spreads:
+                (x, bottom), (_, top) = place(share, max(below, panel.least)), place(share, above)
+                colour = COLOURS[names.index(name) % len(COLOURS)]
+                parts.append(f'<path d="M{x:.1f} {top:.1f}V{bottom:.1f}" stroke="{colour}" opacity="0.45"/>')
         for name, curve in panel.curves.items():
-            parts += _line([_place(number * PANEL, (low, high), *point) for point in curve], names.index(name))
+            parts += _line([place(*point) for point in curve], names.index(name))
     for row, name in enumerate(names):
         y = TOP + 14 + 22 * row
         parts += [*_line([(width - LEGEND + 8, y), (width - LEGEND + 32, y)], row)]
@@ -57,23 +69,26 @@ def draw(panels: Sequence[Panel], metric: str, across: str) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _place(left: float, shares: tuple[int, int], share: float, quality: float) -> tuple[float, float]:
+def _place(left: float, shares: tuple[int, int], least: int, share: float, quality: float) -> tuple[float, float]:
     inner = PANEL - LEFT - 14
     x = left + LEFT + inner * (share - shares[0]) / (shares[1] - shares[0])
-    return x, HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * quality / 100
+    return x, HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (quality - least) / (100 - least)
 
 
 def _axes(panel: Panel, left: float, shares: tuple[int, int], metric: str, across: str) -> list[str]:
     parts = [_text(left + LEFT, TOP - 30, panel.title, weight="bold"), _text(left + LEFT, TOP - 12, f"{metric}, %")]
+    place = partial(_place, left, shares, panel.least)
     for share in range(shares[0], shares[1] + 1, 10):
-        (x, bottom), (_, top) = _place(left, shares, share, 0), _place(left, shares, share, 100)
+        (x, bottom), (_, top) = place(share, panel.least), place(share, 100)
         parts.append(f'<path d="M{x:.1f} {top:.1f}V{bottom:.1f}" stroke="#e4e4e4"/>')
         parts.append(_text(x, bottom + 17, str(share), "middle"))
-    for quality in range(0, 101, 20):
-        (start, y), (end, _) = _place(left, shares, shares[0], quality), _place(left, shares, shares[1], quality)
-        parts.append(f'<path d="M{start:.1f} {y:.1f}H{end:.1f}" stroke="{"#e4e4e4" if quality else "#555"}"/>')
+    for quality in range(panel.least, 101, (100 - panel.least) // 5):
+        (start, y), (end, _) = place(shares[0], quality), place(shares[1], quality)
+        parts.append(
+            f'<path d="M{start:.1f} {y:.1f}H{end:.1f}" stroke="{"#e4e4e4" if quality > panel.least else "#555"}"/>'
+        )
         parts.append(_text(start - 8, y + 4, str(quality), "end"))
-    (start, y), (end, _) = _place(left, shares, shares[0], panel.base), _place(left, shares, shares[1], panel.base)
+    (start, y), (end, _) = place(shares[0], panel.base), place(shares[1], panel.base)
     parts.append(f'<path d="M{start:.1f} {y:.1f}H{end:.1f}" stroke="#555" stroke-dasharray="5 4"/>')
     parts.append(_text(start + 6, y - 6, f"original {panel.base:.1f} %"))
     parts.append(_text((start + end) / 2, HEIGHT - 10, across, "middle"))

@@ -229,6 +229,8 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, help="where the runs are (default: a temporary folder)")
     asked = parser.parse_args()
     chance, runs, kills = random.Random(asked.seed), [], 0
+    if asked.runs:
+        asked.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="planish-kills-", dir=asked.runs) as folder:
         whole = Trial(Path(folder) / "whole")
         process = whole.started()
