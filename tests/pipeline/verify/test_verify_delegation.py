@@ -26,6 +26,7 @@ from pipeline.verify.records import delegation_record
 from pipeline.verify.sites import sites
 from targets import runners
 from targets.arm.setup import is_ready
+from targets.delegation.gpu import DELEGATE as GPU
 from targets.delegation.naming import Site
 from targets.delegation.onnx import REORDERS, read_onnx
 from targets.errors import VerificationError
@@ -297,3 +298,13 @@ def test_limits_let_pass_what_they_say():
     assert violations(found, Limits(partitions=3, fallbacks=2, transposes=2)) == ()
     assert len(violations(found, Limits(partitions=2, fallbacks=1, transposes=2))) == 2
     assert not any("border" in each for each in violations(replace(found, format="pte")))
+
+
+def test_a_transpose_on_a_gpu_is_a_dispatch_and_no_violation():
+    moved = Transposes("TRANSPOSE", "head", 1, "inside", False, (1, 4, 4, 8))
+    on_cpu = sample(partitions=1, nodes=3, delegated_nodes=3, transposes=(moved,))
+    assert len(violations(on_cpu)) == 1
+    on_gpu = replace(on_cpu, delegate=GPU)
+    assert violations(on_gpu) == ()
+    left = replace(on_gpu, fallbacks=(Fallback("TRANSPOSE", "head", 1),))
+    assert violations(left) == ("TRANSPOSE in 'head' is not taken by LiteRT GPU.",)
