@@ -34,6 +34,7 @@ DRIVEN = {"Adreno 640": "adreno-640", "Mali-G76 MP12": "mali-g76"}
 OWN_FOLD, SHARED_FOLDS = 5, 3  # networks of a family that is left out alone, and groups that share out the others
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 DRAWS = 2000
+WORTH = 1.0  # points of the median error for which a model would take the statistics in
 
 
 def folds(networks: Sequence[Network]) -> dict[str, int]:
@@ -163,12 +164,12 @@ def ablation(folder: Path, gpu: str) -> dict[str, Any]:
     measured = np.log([one.operator.microseconds for one in operators])
     code = np.array([of_code(one) for one in operators])
     shape = np.array([of_shape(unit, one) for one in operators])
-    as_measured = np.array([as_measured(unit, one) for one in operators])
+    dispatched = np.array([as_measured(unit, one) for one in operators])
     elsewhere = {fold: _shapes_outside(networks, shapes.fold, fold) for fold in set(shapes.of)}
     new = np.array([one.operator.kernel not in elsewhere[of] for one, of in zip(operators, shapes.of, strict=True)])
     found = predictions(shapes, measured, code, shape)
     names = [one.operator.network for one in operators]
-    subsets = {"all": np.ones(len(operators), bool), "dispatched as measured": as_measured, "new shapes": new}
+    subsets = {"all": np.ones(len(operators), bool), "dispatched as measured": dispatched, "new shapes": new}
     kinds = [one.operator.kernel.choice + " grouped" * _grouped(one.operator.kernel) for one in operators]
     return {
         "driver": driver,
@@ -178,6 +179,10 @@ def ablation(folder: Path, gpu: str) -> dict[str, Any]:
         "classes": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         "not_one_kernel": len(refused),
         "features": {"code": code.shape[1], "control": shape.shape[1]},
+        "rank_correlations_with_missed": {
+            name: [_rank(column, measured - found["shapes"]) for column in features.T]
+            for name, features in (("code", code), ("control", shape))
+        },
         "subsets": {
             subset: {
                 "operators": int(rows.sum()),
@@ -192,6 +197,10 @@ def ablation(folder: Path, gpu: str) -> dict[str, Any]:
             for subset, rows in subsets.items()
         },
     }
+
+
+def _rank(one: np.ndarray, other: np.ndarray) -> float:
+    return round(float(spearmanr(one, other).statistic), 3) if np.ptp(one) else 0.0
 
 
 def _shapes_outside(networks: Sequence[Network], fold: dict[str, int], left_out: int) -> set[Kernel]:
@@ -221,6 +230,11 @@ def table(record: dict[str, Any]) -> Iterator[str]:
             "dispatched as in the measured delegate: as many outputs a thread. "
             f"{subsets['new shapes']['operators']} are of shapes that no network of another fold has.\n"
         )
+        ranks = row["rank_correlations_with_missed"]["code"]
+        yield (
+            f"Of the {len(ranks)} statistics the one that tells most of what the shipped model misses has a rank "
+            f"correlation of {max(map(abs, ranks)):.2f} with it.\n"
+        )
         yield "| median / 90 % / rank correlation | " + " | ".join(subsets) + " |"
         yield "|---" * (1 + len(subsets)) + "|"
         for name, title in WAYS.items():
@@ -236,6 +250,9 @@ def table(record: dict[str, Any]) -> Iterator[str]:
             found = subsets["all"]["gains"][" over ".join(pair)]
             cells = ["{:+.2f} ({:+.2f} to {:+.2f})".format(*found[name]) for name in ("median", "p90")]
             yield " | ".join([f"| {pair[0]} over {pair[1]}", *cells]) + " |"
+        by, least, _ = subsets["all"]["gains"]["shapes + code over shapes"]["median"]
+        verdict = "would gain by them" if by >= WORTH and least > 0 else "has nothing to gain from them"
+        yield f"\nBy the median the shipped model {verdict}."
     yield ""
     yield f"Reproduce: `{record['command']}`"
 

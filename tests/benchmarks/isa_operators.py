@@ -201,12 +201,11 @@ def of_code(one: Compiled) -> list[float]:
     adreno = "Instruction Count" in held
     instructions = held["Instruction Count" if adreno else "Instructions"]
     steps = kernel.window * (1 if kernel.choice == "depthwise" else kernel.in_slices)
-    loops = held["Loops"] > 0
     common = [
         math.log(instructions * one.invocations),
-        math.log(instructions * one.invocations * (steps if loops else 1)),
+        math.log(instructions * one.invocations * (steps if held["Loops"] else 1)),
         math.log(instructions),
-        float(loops),
+        held["Loops"],
         math.log(held["Registers used"]),
         math.log(one.statistics.spirv_words),
     ]
