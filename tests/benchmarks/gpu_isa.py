@@ -104,7 +104,7 @@ WAYS = {
     "terms + control": "and shapes once more, as many numbers",
     "instructions alone": "instructions times invocations alone",
     "instructions run alone": "the same times the turns of their loop, which shapes tell",
-    "code alone": "all statistics of the code alone",
+    "code alone": "all statistics of the code, these turns among them, alone",
 }
 GAINS = (("shapes + code", "shapes"), ("shapes + code", "shapes + control"), ("terms + code", "terms + control"))
 
