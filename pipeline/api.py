@@ -113,15 +113,15 @@ def _require_modelled(recipe: Recipe, profile: Profile) -> None:
 def run_in(
     run: RunDirectory, recipe: Recipe, profiles: Sequence[Profile], listener: Listener, command: str
 ) -> RunRecord | MatrixRecord:
-    """The run of a recipe in its directory. However it ends, short of being killed, `status.json` says so."""
-    with _told(run):
+    """The run of a recipe in its directory, which is closed. However it ends, `status.json` says so, unless killed."""
+    with contextlib.closing(run), _told(run):
         run.event("begin", schema=EVENTS_VERSION, command=command)
         if not (recipe.per_target and len(profiles) > 1):
             return _run(run, recipe, profiles, listener, command, datetime.now(UTC))
 
         def one(folder: RunDirectory, own: Recipe, profile: Profile) -> RunRecord:
             again = f"planish fit --resume {shlex.quote(str(folder.root))}"
-            with _told(folder):
+            with contextlib.closing(folder), _told(folder):
                 folder.event("begin", schema=EVENTS_VERSION, command=again)
                 return _run(folder, own, [profile], listener, again, datetime.now(UTC))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -202,7 +203,8 @@ def _dry_run(recipe: Recipe, console: Console) -> int:
     profiles = [load_profile(name) for name in recipe.targets]
     with tempfile.TemporaryDirectory(prefix="planish-dry-") as scratch, console.stage("planning") as stage:
         run = RunDirectory.create(Path(scratch) / "run", recipe.to_toml(), publishes=False)
-        found = dry_run(Stages(run, recipe, profiles, stage.update))
+        with contextlib.closing(run):
+            found = dry_run(Stages(run, recipe, profiles, stage.update))
     human = [
         Text(recipe.to_toml()),
         Text(

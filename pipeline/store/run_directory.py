@@ -137,6 +137,10 @@ class RunDirectory:
                 turn.callback(self._reserved.discard, keys[name])
             yield [name for name in missing if self._from_store(name, keys[name]) is None]
 
+    def close(self) -> None:
+        """Let another process, or another part of this one, have the run."""
+        self._lock.close()
+
     def keep_recipe(self, recipe_toml: str) -> None:
         """Go on with this recipe; a change is written down."""
         before = (self.root / RECIPE).read_text(encoding="utf-8")

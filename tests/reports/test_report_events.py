@@ -148,6 +148,7 @@ def test_what_a_run_directory_keeps_is_described(tmp_path):
         with pytest.raises(type(error)):
             run.stage("export", {}, raising(error))
     run._without_store(OSError("read-only file system"))
+    run.keep_recipe('target = "another"')
     outcomes = [each.model_dump(mode="json") for each in two_targets().candidate(4).outcomes]
     run.event("candidate", index=4, verdict="met", outcomes=outcomes)
     run.event("stopped", state="failed", error=ERROR.to_json())

@@ -102,7 +102,7 @@ def test_what_is_refused(run: RunDirectory, words: tuple[str, ...], code: str) -
 def test_a_run_at_work_or_unfinished_is_refused(run: RunDirectory) -> None:
     busy = planish("gc", run.root)
     assert busy.exit_code == 6 and "RUN_BUSY" in busy.stderr
-    run._lock.close()
+    run.close()
     unfinished = planish("gc", run.root)
     assert unfinished.exit_code == 2 and "RUN_UNFINISHED" in unfinished.stderr and "--resume" in unfinished.stderr
     assert ages(run) == [1, 20, 40] and (run.root / "s1" / "file").exists()
@@ -164,7 +164,7 @@ def finished_run(root: Path, winner: int | None) -> Path:
     for index in range(3):
         run.stage(f"candidates/{index:02d}/network", {"index": index}, network, shared=False)
     (root / "report.json").write_text(record(winner).to_json())
-    run._lock.close()
+    run.close()
     return root
 
 
@@ -213,5 +213,5 @@ def test_of_a_fit_per_target_the_run_of_each_is_swept(tmp_path: Path) -> None:
     matrix = MatrixRecord(planish_version="0", name="run", model="m", rows=(row,), cells=(), command="planish fit")
     (root / "report.json").write_text(matrix.to_json())
     assert planish("gc", root).exit_code == 6  # the run over them is at work
-    over._lock.close()
+    over.close()
     assert told(root)["runs"][0]["run"] == str(root / "phone") and heavy(root / "phone") == [1]

@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 def released(run: RunDirectory) -> None:
     """What the kernel does when a process ends."""
-    run._lock.close()
+    run.close()
 
 
 def told(*words: object) -> dict:

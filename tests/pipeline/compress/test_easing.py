@@ -261,7 +261,7 @@ def test_a_candidate_of_rounds_reports_them_and_loads_from_its_edits_and_weights
     assert network.parameters() == made.result["parameters"] == 432 * 5 + 5
     taught = made_by.recovered(2, made)
     assert [row["kind"] for row in taught.result["edits"]] == ["linearize"] * 3 + ["merge", "recover"]
-    made_by.run._lock.close()
+    made_by.run.close()
     again = stages(folder, "run")
     assert again.compressed(1, 0.0) == made and "planner" not in vars(again)
 
@@ -282,7 +282,7 @@ def test_a_round_that_was_killed_resumes_to_the_same_bits(folder: Path, monkeypa
     killed = stages(folder, "killed", die, seed=5)
     with pytest.raises(KeyboardInterrupt):
         killed.compressed(1, 0.0)
-    killed.run._lock.close()
+    killed.run.close()
     told.clear()
     resumed = stages(folder, "killed", told.append, seed=5)
     assert resumed.compressed(1, 0.0).result == expected

@@ -294,7 +294,7 @@ def test_a_trained_candidate_loads_from_its_edits_and_weights(method: str, epoch
     taught = made_by.recovered(2, made)
     assert taught.result["network_sha256"] != made.result["network_sha256"]
     assert taught.result["edits"][-1]["kind"] == "recover"
-    made_by.run._lock.close()
+    made_by.run.close()
     again = stages(folder, "run", method=method, train_epochs=epochs)
     assert again.compressed(1, 0.8 * base_ms) == made and "planner" not in vars(again)
 
@@ -318,7 +318,7 @@ def test_a_killed_training_resumes_to_the_same_bits(method, epochs, folder: Path
     killed = stages(folder, "killed", die, **fields)
     with pytest.raises(KeyboardInterrupt):
         killed.compressed(1, 0.8 * base_ms)
-    killed.run._lock.close()
+    killed.run.close()
     told.clear()
     resumed = stages(folder, "killed", told.append, **fields)
     assert resumed.compressed(1, 0.8 * base_ms).result == expected
@@ -331,7 +331,7 @@ def test_a_time_for_recovery_becomes_a_number_of_steps_that_a_resumed_run_keeps(
     asked = stages(folder, "run", told.append, recover="2s")
     steps = asked.training.recovery.steps
     assert steps > 8 and told.count("timing 8 steps of recovery") == 1
-    asked.run._lock.close()
+    asked.run.close()
     again = stages(folder, "run", told.append, recover="2s")
     assert again.training.recovery.steps == steps and told.count("timing 8 steps of recovery") == 1
     assert stages(folder, "none", recover="0s").training.recovery.steps == 0

@@ -50,7 +50,7 @@ def test_a_failed_stage_leaves_nothing_and_keeps_what_was_there(run: RunDirector
 def test_leftovers_of_a_killed_run_are_cleared_on_resume(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", "")
     (run.root / "candidates" / ".partial-x-1").mkdir(parents=True)
-    run._lock.close()
+    run.close()
     RunDirectory.resume(run.root)
     assert not list(run.root.rglob(".partial-*"))
 
@@ -59,7 +59,7 @@ def test_what_a_run_below_is_making_is_left_alone(run: RunDirectory) -> None:
     """With --per-target, a run of one target may be resumed by itself."""
     below = RunDirectory.create(run.root / "target", "")
     (below.root / "candidates" / ".partial-x-1").mkdir(parents=True)
-    run._lock.close()
+    run.close()
     RunDirectory.resume(run.root)
     assert (below.root / "candidates" / ".partial-x-1").exists()
 
@@ -82,7 +82,7 @@ def test_a_run_is_not_overwritten_and_nothing_cannot_be_resumed(run: RunDirector
 
 def test_a_run_that_ended_before_its_first_candidate_is_started_over(run: RunDirectory) -> None:
     run.stage("base", {}, lambda folder: None)
-    run._lock.close()
+    run.close()
     assert (RunDirectory.create(run.root, "model = 'y'\n").root / "recipe.toml").read_text() == "model = 'y'\n"
 
 
