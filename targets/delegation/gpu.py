@@ -1,9 +1,9 @@
 """What of a .tflite LiteRT's GPU accelerator takes, as it says itself on this machine.
 
-Its report names kinds of operators and counts, not operators. So those of a kind it names are put before it one by one,
-each in a file of its own; which of those it knows run on the GPU follows from its rule of one subset
-(`gpu.partition`), and has to agree with the number it reports. Some it takes alone and not in their network: where the
-numbers do not agree, it is taken to know no operator of the kinds it names.
+Its report names kinds of operators, sometimes a tensor, and counts, not operators. Which operators it means is guessed
+in turn: those at a tensor that it names or of more axes than a GPU's tensor has; those that it refuses alone, each in a
+file of its own; all of a kind that it names. Which of the others run on the GPU follows from its rule of one subset
+(`gpu.partition`), and the first guess counts whose number agrees with the one that it reports.
 
 What it says of a file is kept in the cache by everything it depends on.
 """
@@ -24,11 +24,12 @@ from targets.delegation.tflite import placed
 from targets.gpu import partition, process, report, single
 from targets.gpu.gpus import GPUS
 from targets.gpu.places import require
-from targets.gpu.report import read_report, tensors_of
+from targets.gpu.report import Report, read_report, tensors_of
 from targets.graph import GraphOperator, read_graph
 from targets.runners.artifact import runtime_version
 
 DELEGATE = "LiteRT GPU"
+MOST_AXES = 4  # of a tensor on the GPU
 ASKED = re.compile(r"^planish: (\d+)$", re.MULTILINE)
 
 
@@ -105,8 +106,15 @@ def _learned(path: Path) -> OnGpu:
     kinds = tuple(operator.kind for operator in graph)
     if told.accelerated:
         return OnGpu(frozenset(range(len(graph))), {}, kinds)
-    reads, writes = _tensors(path)
-    for refused in (_refused_singly(path, graph, told.refused), _refused_by_kind(graph, told.refused)):
+    reads, writes, tensors = _tensors(path)
+    touched = [{*read, *written} for read, written in zip(reads, writes)]
+    guesses = (
+        lambda: _refused_by_tensor(graph, told, touched, tensors),
+        lambda: _refused_singly(path, graph, told.refused),
+        lambda: _refused_by_kind(graph, told.refused),
+    )
+    for guess in guesses:
+        refused = guess()
         known = {*range(len(graph))} - {*refused}
         mine = partition.taken(reads, writes, known)
         if len(mine) == told.gpu_operators:
@@ -141,6 +149,28 @@ def _refused_by_kind(graph: Sequence[GraphOperator], refused: Sequence[tuple[str
     return {index: reasons[operator.kind] for index, operator in enumerate(graph) if operator.kind in reasons}
 
 
+def _refused_by_tensor(
+    graph: Sequence[GraphOperator],
+    told: Report,
+    touched: Sequence[Collection[int]],
+    tensors: Sequence[tuple[str, int]],
+) -> dict[int, str]:
+    """Of the kinds that it names, the operators at a tensor that it names as well, and those of more axes than four.
+
+    Args:
+        touched: tensors that each operator reads or writes.
+        tensors: name and number of axes of each.
+    """
+    named = {kind: {name for of, name in told.named if of == kind} for kind, _ in told.named}
+    found = {}
+    for index, reason in _refused_by_kind(graph, told.refused).items():
+        here = [tensors[tensor] for tensor in touched[index] if tensor >= 0]
+        at_one = any(name in named.get(graph[index].kind, ()) for name, _ in here)
+        if at_one or any(axes > MOST_AXES for _, axes in here):
+            found[index] = reason
+    return found
+
+
 def _refused_singly(path: Path, graph: Sequence[GraphOperator], refused: Sequence[tuple[str, str]]) -> dict[int, str]:
     """Of the kinds that it names, the operators that it does not take alone, with the reason it gives."""
     doubtful = [*_refused_by_kind(graph, refused)]
@@ -162,10 +192,12 @@ def _asked(files: Sequence[Path]) -> tuple[list[bool], str]:
     return result["accelerated"], log
 
 
-def _tensors(path: Path) -> tuple[list[Collection[int]], list[Collection[int]]]:
-    """Of each operator of the main graph, the tensors it reads and those it writes."""
+def _tensors(path: Path) -> tuple[list[Collection[int]], list[Collection[int]], list[tuple[str, int]]]:
+    """Of each operator of the main graph the tensors it reads and those it writes; name and axes of each tensor."""
     from ai_edge_litert import schema_py_generated as schema
 
     main = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes())).subgraphs[0]
     reads = [{int(tensor) for tensor in operator.inputs} for operator in main.operators]
-    return reads, [{int(tensor) for tensor in operator.outputs} for operator in main.operators]
+    writes = [{int(tensor) for tensor in operator.outputs} for operator in main.operators]
+    names = [(tensor.name.decode(), 0 if tensor.shape is None else len(tensor.shape)) for tensor in main.tensors]
+    return reads, writes, names

@@ -19,11 +19,15 @@ SHARES = re.compile(r"(No|\d+) operations will run on the GPU, and (?:the remain
 
 @dataclass(frozen=True)
 class Report:
-    """Operators of the artifact's main graph on each side, and (kind of operator, reason) of those it does not know."""
+    """Operators of the artifact's main graph on each side, and (kind of operator, reason) of those it does not know.
+
+    `named` are (kind of operator, tensor) where a reason ends with one.
+    """
 
     gpu_operators: int
     cpu_operators: int
     refused: tuple[tuple[str, str], ...]
+    named: tuple[tuple[str, str], ...] = ()
 
     @property
     def accelerated(self) -> bool:
@@ -54,13 +58,13 @@ def read_report(log: str, *, operators: int, accelerated: bool, tensors: Collect
             refused.append((found[1], found[2]))
         elif refused:  # a reason of several lines
             refused[-1] = (refused[-1][0], f"{refused[-1][1]} {line.strip()}")
-    plain = [(kind, _without(reason, tensors)) for kind, reason in refused]
-    return Report(on_gpu, int(shares[2]), tuple(dict.fromkeys(plain)))
-
-
-def _without(reason: str, tensors: Collection[str]) -> str:
-    text, _, last = reason.rpartition(" ")
-    return text if last in tensors else reason
+    plain, named = [], []
+    for kind, reason in refused:
+        text, _, last = reason.rpartition(" ")
+        plain.append((kind, text if last in tensors else reason))
+        if last in tensors:
+            named.append((kind, last))
+    return Report(on_gpu, int(shares[2]), tuple(dict.fromkeys(plain)), tuple(named))
 
 
 def tensors_of(path: Path) -> frozenset[str]:
