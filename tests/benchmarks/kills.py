@@ -232,7 +232,7 @@ def main() -> int:
     if asked.runs:
         asked.runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="planish-kills-", dir=asked.runs) as folder:
-        whole = Trial(Path(folder) / "0")  # as long as the others': the last per mille of emulated latencies hangs on it
+        whole = Trial(Path(folder) / "0")  # a path as long as the others': emulated latencies hang on it
         process = whole.started()
         process.wait(LIMIT_S)
         if process.returncode != 0:
