@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from targets.cache import cache_root
 
 # Threads that spin while they wait would slow tests and other work down. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+settings.register_profile("beside other work", deadline=None)
+settings.load_profile("beside other work")
 
 USERS = cache_root()
 
