@@ -93,7 +93,7 @@ VERSION = """
 import importlib.metadata
 
 known = importlib.metadata.version
-importlib.metadata.version = lambda name: "99.0" if name == "ai-edge-litert" else known(name)
+importlib.metadata.version = lambda name: "99.0" if name == "litert-torch" else known(name)
 """
 
 
