@@ -32,7 +32,7 @@ def test_the_demo_meets_its_goal_and_loses_at_most_a_point(tmp_path: Path) -> No
     print(done.stdout)
     assert record.verdict == "met"
     assert record.primary(after).median_ms <= 0.6 * record.primary(before).median_ms
-    assert record.drop_points(after) <= 1.0 and after.quality.samples == 2000
+    assert after.quality.lost <= 1.0 and after.quality.samples == 2000
     assert {m.format for m in after.measurements} == {"tflite", "onnx"}
     assert all(parity.passed for parity in after.parity)
     assert {edit.kind for edit in after.edits} == {"linearize", "merge", "refit", "narrow", "recover"}
