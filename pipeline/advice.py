@@ -6,6 +6,7 @@ from pipeline.loop import Candidate, FitResult, keeps_floor
 from pipeline.recipe import Recipe
 from reports.records import AdviceRecord
 
+LEAST_STEPS = 400  # of a recovery that is worth trying
 ROUNDED_UP = 1.005  # a limit that is asked for again leaves the measurement its last per mille
 
 
@@ -50,10 +51,12 @@ def _for_the_floor(recipe: Recipe, result: FitResult) -> list[AdviceRecord]:
     )
     source = next((c for c in result.probes if c.index == final.recovered_from), None)
     if source is not None and source.quality is not None:
-        won = _goodness(final) - _goodness(source)
         longer = recipe.recover and f"--recover {_doubled(recipe.recover)}"
-        option = longer or f"--recover-steps {2 * recipe.recover_steps}"
+        option = longer or f"--recover-steps {2 * recipe.recover_steps or LEAST_STEPS}"
+        won = _goodness(final) - _goodness(source)
         text = f"recovery won {won:.4g} in the time it had; twice as long may win some more"
+        if not longer and not recipe.recover_steps:
+            text = "nothing was recovered; the original may teach some of it back"
         found.append(AdviceRecord(knob="recovery", option=option, text=text, candidate=final.index))
     return found
 
