@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtr, bdtrc, ndtri, stdtrit
 
 BATCHES = 10
 LEVELS = (0.25, 0.5, 0.75, 0.9)  # of the distribution, at which batches are compared
@@ -67,6 +66,8 @@ def quantile_interval(
         rounds: how many samples each round of the session gave, in order; batches are made of whole rounds. None:
             the samples are independent.
     """
+    from scipy.special import bdtr, bdtrc  # a third of a second to import, for what is timed by the clock alone
+
     values = np.asarray(samples, dtype=float)
     n, tail = len(values), (1 - confidence) / 2
     ordered = np.sort(values)
@@ -84,6 +85,8 @@ def quantile_interval(
 
 def _inflation(values: np.ndarray, levels: Iterable[float], rounds: Sequence[int], tail: float) -> float:
     """The largest tau of the quantiles at `levels`, at least 1; `values` [n] in the order of time."""
+    from scipy.special import ndtri, stdtrit
+
     n, batches = len(values), min(BATCHES, len(rounds))
     if batches < 3:
         return n
