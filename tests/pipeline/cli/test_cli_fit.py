@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -261,9 +260,9 @@ def test_a_fit_on_this_machine_is_timed_by_the_clock(in_user_folder: Path, tmp_p
         assert (measured.format, measured.runner, measured.confidence_percent) == ("onnx", "host", 95.0)
         assert measured.n >= 30 and 0 < measured.low_ms <= measured.median_ms <= measured.high_ms
         assert measured.low_ms < measured.high_ms and measured.median_ms <= measured.p90_ms
-        table = list(csv.DictReader(next(run.glob(f"candidates/{probe.index:02d}/host-onnx-5s/samples.csv")).open()))
-        assert len(table) == measured.n
-        assert np.median([float(row["ms"]) for row in table]) == pytest.approx(measured.median_ms, rel=1e-3)
+        judged = json.loads((run / f"candidates/{probe.index:02d}/host-judged/judgement.json").read_text())["candidate"]
+        assert len(judged["samples_ms"]) == measured.n
+        assert np.median(judged["samples_ms"]) == pytest.approx(measured.median_ms, rel=1e-3)
 
 
 def test_a_fit_by_rounds_trains_reports_and_resumes(in_user_folder: Path, tmp_path: Path) -> None:
