@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import MissingEnvironmentError
+from targets.parts import Progress
 
-Progress = Callable[[str], None]
 Missing = Callable[[str, str, str], MissingEnvironmentError]  # (what, why, fix) -> the error of the set-up that asks
 
 # The hooks of an installed system (cleaning its archives, refreshing its software centre) have no business here.

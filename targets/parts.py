@@ -7,9 +7,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from targets.cache import exclusive, staged_directory
+
 CONTENTS = "contents.json"  # of a part: every file with its size
+
+Progress = Callable[[str], None]
+Build = Callable[[Path, Progress], None]
+
+
+def build_missing(
+    home: Path, steps: Iterable[tuple[Path, Build]], needed_bytes: int, progress: Progress, *, kept: str = ""
+) -> None:
+    """Build those parts in `home` that are missing or damaged, one after another, each whole or not at all.
+
+    Of two processes the second waits, and finds them built.
+
+    Args:
+        steps: (where a part belongs, what builds it in the folder it is given).
+        needed_bytes: free on the disk before anything is built.
+        kept: how hidden folders begin that are none of a killed set-up's.
+
+    Raises:
+        OSError: too little is free, or the disk cannot be written.
+    """
+    with exclusive(home / "setup.lock"):
+        free = shutil.disk_usage(home).free
+        if free < needed_bytes:
+            raise OSError(f"{free / 1e6:.0f} MB are free, {needed_bytes / 1e6:.0f} MB are needed")
+        for killed in home.glob(".*"):  # what a killed set-up left; nobody else builds parts under this lock
+            if not (kept and killed.name.startswith(kept)):
+                shutil.rmtree(killed)
+        for final, build in steps:
+            if final.exists() and (harm := damage(final)):
+                progress(f"building {final.name} again: {harm}")
+                shutil.rmtree(final)
+            if not final.exists():
+                with staged_directory(final) as staging:
+                    build(staging, progress)
+                    record_contents(staging)
 
 
 def part(home: Path, name: str, made_of: list[str]) -> Path:

@@ -107,11 +107,11 @@ def peak_memory(
             "inputs": str(inputs.absolute()),
             "prepared": f"{scratch}/sample.npz",
         }
-        child.result_of(WORKER, {**plan, "mode": "prepare"}, artifact)
+        child.result_of(WORKER, {**plan, "mode": "prepare"}, [artifact])
         growths = []
         for number in range(1, children + 1):
             progress(f"peak memory of {artifact.name}, {number} of {children}")
-            result = child.result_of(WORKER, {**plan, "mode": "watch"}, artifact, SETTINGS)
+            result = child.result_of(WORKER, {**plan, "mode": "watch"}, [artifact], SETTINGS)
             if "unwatched" in result:
                 raise MissingEnvironmentError(
                     "the memory of an artifact cannot be measured on this machine",

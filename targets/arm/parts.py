@@ -52,7 +52,7 @@ class Emulator:
 
 def emulator() -> Emulator:
     """The places the parts belong to, whether or not they are there."""
-    home = cache_root() / "arm"
+    home = (cache_root() / "arm").resolve()  # trees link to the sysroot: not through a link that may go away
     sysroot = part(home, "sysroot", [CONTENTS, *SYSROOT_PACKAGES, *wheels(), *executorch.made_of()])
     tools = part(home, "tools", [CONTENTS, *TOOL_PACKAGES])
     plugin = part(home, "plugin", [CONTENTS, *COMPILE, *plugin_sources()])

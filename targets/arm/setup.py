@@ -40,9 +40,8 @@ from targets.arm.parts import (
     wheels,
 )
 from targets.arm.qemu import run_python
-from targets.cache import exclusive, staged_directory
-from targets.debian import Progress, host_architecture, require_programs
-from targets.parts import damage, libraries, record_contents, record_versions
+from targets.debian import host_architecture, require_programs
+from targets.parts import Progress, build_missing, libraries, record_versions
 from targets.profile import load_profile
 from targets.runners import artifact, ending, executorch
 
@@ -60,36 +59,27 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
     Raises:
         MissingEnvironmentError: `EMULATOR_MISSING`: programs, packages, network or disk space are missing.
     """
+    places = emulator()
+    home = places.sysroot.parent
+    for tree in home.glob("tree-*"):  # of a cache that was moved: its links lead nowhere
+        if not (tree / "usr").exists():
+            shutil.rmtree(tree)
     if is_ready():
-        return emulator()
+        return places
     require_programs(
         ["gcc", "apt-get", "dpkg", "dpkg-deb"],
         "on Debian or Ubuntu: `apt-get install gcc libc6-dev`; elsewhere use a container of Debian 12",
         environment_missing,
     )
-    places = emulator()
-    home = places.sysroot.parent
     try:
-        with exclusive(home / "setup.lock"):
-            free = shutil.disk_usage(home).free
-            if free < DISK_BYTES and not (places.tools.exists() and places.sysroot.exists()):
-                raise OSError(f"{free / 1e6:.0f} MB are free, {DISK_BYTES / 1e6:.0f} MB are needed")
-            for killed in home.glob(".*"):  # what a killed set-up left; nobody else builds parts under this lock
-                if not killed.name.startswith(".tree-"):
-                    shutil.rmtree(killed)
-            for final, build in (
-                (places.tools, _build_tools),
-                (places.sysroot, _build_sysroot),
-                (places.plugin, _build_plugin),
-                (places.pycache, _build_pycache),
-            ):
-                if final.exists() and (harm := damage(final)):
-                    progress(f"building {final.name} again: {harm}")
-                    shutil.rmtree(final)
-                if not final.exists():
-                    with staged_directory(final) as staging:
-                        build(staging, progress)
-                        record_contents(staging)
+        there = places.tools.exists() and places.sysroot.exists()
+        steps = (
+            (places.tools, _build_tools),
+            (places.sysroot, _build_sysroot),
+            (places.plugin, _build_plugin),
+            (places.pycache, _build_pycache),
+        )
+        build_missing(home, steps, 0 if there else DISK_BYTES, progress, kept=".tree-")
     except OSError as error:
         raise environment_missing(
             "the ARM64 emulator could not be written to planish's cache",

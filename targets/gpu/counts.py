@@ -17,12 +17,12 @@ from typing import Any
 
 from targets.arm import parts as arm
 from targets.cache import cache_root, write_atomic
-from targets.debian import Progress
 from targets.errors import UsageError
 from targets.gpu import gpus, process
 from targets.gpu.gpus import Gpu, find_gpu
 from targets.gpu.places import LAYER_LIBRARY, Places, require
 from targets.gpu.run import Precision
+from targets.parts import Progress
 from targets.runners import artifact as artifact_module
 from targets.runners.artifact import runtime_version
 

@@ -23,8 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from targets.arm import setup as arm_setup
-from targets.cache import exclusive, staged_directory
-from targets.debian import Progress, host_architecture, require_programs, unpack, unpack_pinned
+from targets.debian import host_architecture, require_programs, unpack, unpack_pinned
 from targets.errors import MissingEnvironmentError, PlanishError
 from targets.gpu import process
 from targets.gpu.gpus import GPUS
@@ -45,7 +44,7 @@ from targets.gpu.places import (
     pins,
     places,
 )
-from targets.parts import damage, libraries, record_contents, record_versions
+from targets.parts import Progress, build_missing, libraries, record_versions
 from targets.runners.executorch import compiler_complaint
 
 SID = ("sid",)
@@ -81,20 +80,7 @@ def ensure(progress: Progress = lambda message: None, *, mali: bool = False) -> 
     if mali:
         steps += [(found.mali, _build_mali), (found.mali_layer, _build_mali_layer)]
     try:
-        with exclusive(home / "setup.lock"):
-            free = shutil.disk_usage(home).free
-            if free < DISK_BYTES:
-                raise OSError(f"{free / 1e6:.0f} MB are free, {DISK_BYTES / 1e6:.0f} MB are needed")
-            for killed in home.glob(".*"):  # what a killed set-up left; nobody else builds parts under this lock
-                shutil.rmtree(killed)
-            for final, build in steps:
-                if final.exists() and (harm := damage(final)):
-                    progress(f"building {final.name} again: {harm}")
-                    shutil.rmtree(final)
-                if not final.exists():
-                    with staged_directory(final) as staging:
-                        build(staging, progress)
-                        record_contents(staging)
+        build_missing(home, steps, DISK_BYTES, progress)
     except OSError as error:
         raise environment_missing(
             "the GPU driver could not be written to planish's cache",

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from targets.delegation.gpu import on_gpu
-from targets.errors import MissingEnvironmentError, PlanishError, UsageError
+from targets.errors import MissingEnvironmentError, UsageError
 from targets.gpu.carried import Precision, is_measured, model_of
 from targets.gpu.fusion import Fused, fuse, not_measured
 from targets.gpu.graph import read
+from targets.gpu.report import unreadable
 from targets.gpu.split import Split, split
 from targets.measure import Measurement
 from targets.profile import Profile
@@ -139,13 +140,8 @@ def _taken(artifact: Path) -> Collection[int] | None:
     except MissingEnvironmentError:
         return None
     except ValueError as error:
-        raise PlanishError(
-            "it is not known what the GPU takes of the artifact",
-            where=artifact.name,
-            why=str(error),
-            fix="replace what the accelerator does not take; `planish inspect --format tflite` names it",
-            code="GPU_REPORT_UNREADABLE",
-        ) from error
+        fix = "replace what the accelerator does not take; `planish inspect --format tflite` names it"
+        raise unreadable(artifact, error, fix) from error
 
 
 def _described(found: Modelled, whole: Modelled) -> dict[str, Any]:

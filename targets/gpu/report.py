@@ -12,6 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from targets.errors import PlanishError
+
 HEAD = "not supported by GPU delegate:"
 REFUSED = re.compile(r"([A-Z][A-Z0-9_]*(?: [A-Za-z0-9_.:]+)?): (.+)")
 SHARES = re.compile(r"(No|\d+) operations will run on the GPU, and (?:the remaining|all) (\d+) operations will run on")
@@ -32,6 +34,17 @@ class Report:
     @property
     def accelerated(self) -> bool:
         return self.cpu_operators == 0
+
+
+def unreadable(artifact: Path, why: ValueError, fix: str) -> PlanishError:
+    """The error where nobody can tell which of the artifact's operators the GPU takes: `GPU_REPORT_UNREADABLE`."""
+    return PlanishError(
+        "it is not known what the GPU takes of the artifact",
+        where=artifact.name,
+        why=str(why),
+        fix=fix,
+        code="GPU_REPORT_UNREADABLE",
+    )
 
 
 def read_report(log: str, *, operators: int, accelerated: bool, tensors: Collection[str] = ()) -> Report:

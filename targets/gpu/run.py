@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from targets.debian import Progress
-from targets.errors import PlanishError, UsageError
+from targets.errors import UsageError
 from targets.gpu.gpus import GPUS
 from targets.gpu.places import require
 from targets.gpu.process import work
-from targets.gpu.report import Report, read_report, tensors_of
+from targets.gpu.report import Report, read_report, tensors_of, unreadable
 from targets.graph import read_graph
+from targets.parts import Progress
 
 Precision = Literal["fp16", "fp32"]
 
@@ -117,13 +117,8 @@ def reported(artifact: Path, log: str, accelerated: bool) -> Report:
         graph = read_graph(artifact, "tflite")
         return read_report(log, operators=len(graph), accelerated=accelerated, tensors=tensors_of(artifact))
     except ValueError as error:
-        raise PlanishError(
-            "it is not known what the GPU takes of the artifact",
-            where=artifact.name,
-            why=str(error),
-            fix="install the ai-edge-litert release that planish asks for: `pip install --upgrade planish`",
-            code="GPU_REPORT_UNREADABLE",
-        ) from error
+        fix = "install the ai-edge-litert release that planish asks for: `pip install --upgrade planish`"
+        raise unreadable(artifact, error, fix) from error
 
 
 def _placed(operators: Sequence[tuple[str, bool]]) -> Report:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,13 +19,17 @@ ROOT = Path(__file__).parents[2]  # where the packages of this planish are, for 
 
 
 def result_of(
-    worker: str, plan: Mapping[str, Any], artifact: Path, environment: Mapping[str, str] = MappingProxyType({})
+    worker: str,
+    plan: Mapping[str, Any],
+    artifacts: Sequence[Path],
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What `python -m worker PLAN.json RESULT.json` writes as its result.
 
     Args:
-        worker: module with a `main` of two paths; a result with the key "error" says that the artifact is no use.
-        artifact: that the child runs, for errors.
+        worker: module with a `main` of two paths; a result with the key "error" says that an artifact is no use, that
+            of the key "artifact" or the only one.
+        artifacts: that the child runs, for errors.
         environment: variables to set beside those of this process.
 
     Raises:
@@ -47,12 +51,12 @@ def result_of(
         if done.returncode != 0 or not result_path.exists():
             raise PlanishError(
                 f"the runtime did not survive on this machine ({ending(done.returncode)})",
-                where=artifact.name,
+                where=", ".join(artifact.name for artifact in artifacts[:3]),
                 why=" / ".join(done.stderr.strip().splitlines()[-3:]) or "no output",
                 fix="run the same command again; if it fails the same way, report this with the artifact",
                 code="RUNTIME_FAILED",
             )
         result = json.loads(result_path.read_text(encoding="utf-8"))
     if "error" in result:
-        raise unusable(artifact, result["error"])
+        raise unusable(result.get("artifact", artifacts[0]), result["error"])
     return result

@@ -7,23 +7,19 @@ budget, and the measurement says which it was. Artifacts that are compared take 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from targets.errors import PlanishError, UsageError
-from targets.runners import Job, Progress, Timing, ending, executorch, unusable
+from targets.errors import UsageError
+from targets.runners import Job, Progress, Timing, executorch
 from targets.runners.artifact import runtime_version
+from targets.runners.child import result_of
 from targets.statistics import drift
 
 WORKER = "targets.runners.host_worker"
-ROOT = Path(__file__).parents[2]  # where the packages of this planish are, for the child
 BUDGET_S = 5.0  # of timed inference, for each artifact
 LEAST_SAMPLES = 30
 X86_VECTORS = ("sse", "ssse", "avx", "fma", "f16c", "amx")
@@ -128,28 +124,4 @@ def _features() -> list[str]:
 def _child(plan: dict[str, Any]) -> dict[str, Any]:
     if plan["format"] == "pte":
         executorch.library()  # compiled here, where an error is told as one
-    inherited = os.environ.get("PYTHONPATH", "")
-    with tempfile.TemporaryDirectory(prefix="planish-host-") as scratch:
-        plan_path, result_path = Path(scratch) / "plan.json", Path(scratch) / "result.json"
-        plan_path.write_text(json.dumps(plan), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", WORKER, str(plan_path), str(result_path)],
-            capture_output=True,
-            text=True,
-            check=False,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{inherited}"},
-        )
-        if done.returncode != 0 or not result_path.exists():
-            raise PlanishError(
-                f"the runtime did not survive on this machine ({ending(done.returncode)})",
-                where=", ".join(Path(job["artifact"]).name for job in plan["jobs"][:3]),
-                why=" / ".join(done.stderr.strip().splitlines()[-3:]) or "no output",
-                fix="run the same command again; if it fails the same way, report this with the artifact",
-                code="RUNTIME_FAILED",
-            )
-        result = json.loads(result_path.read_text(encoding="utf-8"))
-    if "error" in result:
-        raise unusable(result["artifact"], result["error"])
-    return result
+    return result_of(WORKER, plan, [Path(job["artifact"]) for job in plan["jobs"]])

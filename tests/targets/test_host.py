@@ -11,7 +11,7 @@ import pytest
 from targets.errors import PlanishError, UsageError
 from targets.measure import Measurement, measure, measure_many
 from targets.profile import load_profile
-from targets.runners import host
+from targets.runners import child, host
 
 HOST = load_profile("host")
 
@@ -132,7 +132,7 @@ def test_a_runtime_that_is_killed_is_said_with_the_signal(small, tmp_path, monke
     (tmp_path / "killed.py").write_text(
         "import os, sys\nprint('last words', file=sys.stderr, flush=True)\nos.abort()\n"
     )
-    monkeypatch.setattr(host, "ROOT", tmp_path)
+    monkeypatch.setattr(child, "ROOT", tmp_path)
     monkeypatch.setattr(host, "WORKER", "killed")
     with pytest.raises(PlanishError) as caught:
         measure(small["onnx"][0], format="onnx", profile=HOST, inputs=small["onnx"][1])

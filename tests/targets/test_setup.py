@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
 
 from targets import debian
-from targets.arm import parts, setup
+from targets.arm import parts, qemu, setup
 from targets.cache import cache_root, staged_directory, write_atomic
 from targets.errors import MissingEnvironmentError
 from targets.measure import measure
@@ -229,6 +231,27 @@ def test_a_damaged_part_is_said_before_anything_runs_and_built_again(empty_cache
 
 
 @pytest.mark.emulator
+def test_what_is_made_through_a_link_to_the_cache_outlives_the_link(emulator, empty_cache):
+    """A phone's description links to the sysroot, and stays when the way it was found by is gone."""
+    profile = replace(load_profile("pixel-4-cpu"), soc=f"of process {os.getpid()}")
+    empty_cache.mkdir()
+    (empty_cache / "arm").symlink_to(emulator.sysroot.parent)
+    tree = qemu.tree(parts.emulator(), profile)
+    (empty_cache / "arm").unlink()
+    try:
+        assert (tree / "usr/bin/python3.11").exists()
+    finally:
+        shutil.rmtree(tree)
+
+
+def test_set_up_removes_what_links_to_where_the_cache_was(emulator, tmp_path):
+    gone = emulator.sysroot.parent / f"tree-{os.getpid()}"
+    gone.mkdir()
+    (gone / "usr").symlink_to(tmp_path / "moved")
+    setup.ensure()
+    assert not gone.exists()
+
+
 def test_the_emulator_as_it_was_set_up_is_whole(emulator):
     assert [damage(part) for part in vars(emulator).values()] == [None] * 4
 
