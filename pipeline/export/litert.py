@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.artifact import TensorSpec, layout_of
+from pipeline.export.axes import without_fifth_axes
 from pipeline.export.conversion import Conversion, Phase, Request
 from pipeline.export.metadata import with_metadata
 
@@ -38,7 +39,7 @@ def convert(program: ExportedProgram, request: Request, phase: Phase) -> Convers
     examples = [torch.zeros(tuple(value.shape), dtype=value.dtype) for value in inputs]
     for index in images:
         examples[index] = examples[index].permute(0, 2, 3, 1).contiguous()
-    network = litert_torch.to_channel_last_io(program.module(), args=images, outputs=maps)
+    network = litert_torch.to_channel_last_io(without_fifth_axes(program.module()), args=images, outputs=maps)
     network.training = False  # the program itself was saved in eval mode; this quiets the converter's warning
     phase("converting to TFLite")
     model = litert_torch.convert(network, tuple(examples)).model_content()
