@@ -1,6 +1,7 @@
 """The methods that `flatten.py` compares: those of planish, parts of `auto` by themselves, and two common baselines.
 
-    auto, easier, layermerge, depth-dp, svd   as a recipe names them
+    auto, easier, layermerge, depth-dp, svd   as a recipe names them; EASIER removes all at once
+    lorita          two factors a layer trained on labels for as many steps as recovery takes, merged, then `svd`
     auto-isolated   the plan of `auto`, every edit fitted on the original alone instead of behind the others
     auto-refits     `auto` without narrowing
     auto-narrow     `auto` with nothing but narrowing
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from calibration.batchnorm import reestimate
 from calibration.dataset import Samples
 from calibration.statistics import collect
+from pipeline.compress.descent import train
+from pipeline.compress.factorize import PRESETS, factorized, merged
 from pipeline.compress.linearize import channel_dims, sites
 from pipeline.compress.methods import PLANNERS, Planner, Subject, planner
 from pipeline.compress.options import Option
@@ -71,6 +74,8 @@ class Contest:
     Attributes:
         samples: that networks are fitted on.
         planned_on: samples that damage is measured on; as many as a fit takes where None.
+        training: all that there are, for a method that trains.
+        steps: how many of recovery every method is given.
     """
 
     problem: Problem
@@ -78,6 +83,8 @@ class Contest:
     samples: Samples
     planned_on: int | None
     progress: Callable[[str], None]
+    training: Samples
+    steps: Callable[[], int]
 
     @cached_property
     def module(self) -> nn.Module:
@@ -123,15 +130,12 @@ class Contest:
         """Everything a method measures before it is asked for a budget happens here."""
         if method in OTHERS:
             return OTHERS[method](self)
-        return partial(_realised, self, self.auto if method == "auto" else planner(method, self.subject))
-
-    def fitted(self, chosen: Plan) -> Network:
-        return realise(self.base, chosen.options, self.calibration)
+        return partial(_realised, self, self.auto if method == "auto" else planner(method, self.subject), self.base)
 
 
-def _realised(contest: Contest, asked: Planner, budget_ms: float) -> Candidate:
+def _realised(contest: Contest, asked: Planner, base: Network, budget_ms: float) -> Candidate:
     chosen = asked.plan(budget_ms)
-    return _candidate(chosen, contest.fitted(chosen))
+    return _candidate(chosen, realise(base, chosen.options, contest.calibration))
 
 
 def _candidate(chosen: Plan, network: Network) -> Candidate:
@@ -159,13 +163,22 @@ def _part(wanted: Callable[[Option], bool], contest: Contest) -> Proposer:
 
     def propose(budget_ms: float) -> Candidate:
         chosen = plan(part, budget_ms)
-        return _candidate(chosen, contest.fitted(chosen))
+        return _candidate(chosen, realise(contest.base, chosen.options, contest.calibration))
 
     return propose
 
 
 def _is_dense(option: Option) -> bool:
     return option.form is not None and option.form.kind == "dense" and len(option.region.layers) > 1
+
+
+def _lorita(contest: Contest) -> Proposer:
+    """With the authors' policy but for a cosine, since no plateau comes in so few steps."""
+    policy = replace(PRESETS["lorita-cifar10"], milestones=None, plateau=None)
+    policy = policy.lasting(contest.steps() / policy.steps_of_a_pass(contest.training))
+    contest.progress("training two factors a layer")
+    trained = merged(train(factorized(contest.base, 2), contest.training, policy))
+    return partial(_realised, contest, planner("lorita", replace(contest.subject, base=trained)), trained)
 
 
 def _uniform(contest: Contest) -> Proposer:
@@ -241,7 +254,8 @@ OTHERS: dict[str, Callable[[Contest], Proposer]] = {
     "auto-refits": partial(_part, lambda option: option.kind != "narrow"),
     "auto-narrow": partial(_part, lambda option: option.kind == "narrow"),
     "refit-dense": partial(_part, _is_dense),
+    "lorita": _lorita,
     "uniform-svd": _uniform,
     "torch-pruning": _pruned,
 }
-METHODS = (*PLANNERS, *OTHERS)
+METHODS = (*PLANNERS, *(name for name in OTHERS if name not in PLANNERS))

@@ -62,7 +62,10 @@ class Benchmark:
         self.training, self.test = self.problem.training(), self.problem.test(asked.test)
         count = min(asked.calibration, len(self.training))
         chosen = random.Random(0).sample(range(len(self.training)), count)  # files may be sorted
-        self.contest = Contest(self.problem, costs, self.training.select(chosen), asked.planning, self.progress)
+        samples = self.training.select(chosen)
+        self.contest = Contest(
+            self.problem, costs, samples, asked.planning, self.progress, self.training, lambda: self.steps
+        )
         self.base_ms = sum(milliseconds(self.base, costs).values())
         self.started, self.phase = time.monotonic(), ""
         self.phases: dict[str, float] = {}
@@ -207,6 +210,8 @@ class Benchmark:
         """As many as the original against itself takes in the seconds asked for; kept with the record."""
         settings = self.record["settings"]
         if "steps" not in settings:
+            if not self.asked.recover:
+                sys.exit("lorita trains for as many steps as recovery takes: say for how long with --recover SECONDS")
             stamps = [time.monotonic()]
             warm = self._recovery(TIMED_STEPS + 1)
             recover(self.base, self.base, self.training, warm, progress=lambda *_: stamps.append(time.monotonic()))
