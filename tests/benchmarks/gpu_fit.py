@@ -25,7 +25,7 @@ from pipeline.environment import environment  # noqa: E402
 from pipeline.process import settle  # noqa: E402
 from pipeline.recipe import make_recipe  # noqa: E402
 from reports.matrix import MatrixRecord  # noqa: E402
-from reports.records import CandidateRecord, RunRecord, read_run  # noqa: E402
+from reports.records import CandidateRecord, EditRecord, RunRecord, read_run  # noqa: E402
 from targets.gpu.counts import count  # noqa: E402
 
 GPU, CPU = "pixel-4-gpu", "pixel-4-cpu"
@@ -60,14 +60,24 @@ class Told(Listener):
         print(f"  probe {candidate.index}: {found}, top-1 {candidate.quality.value:.2f} %", flush=True)
 
 
+def form_of(edit: EditRecord) -> str:
+    """What an edit puts in the place of layers, in the plural."""
+    made = edit.summary.partition("become")[2]
+    if edit.kind != "refit" or not made:
+        return {"narrow": "narrowed layers", "refit": "refits that leave nothing"}.get(edit.kind, edit.kind)
+    layers = made.count("conv ") + made.count("linear ")
+    if layers == 1:
+        return "refits to one layer"
+    return "refits to depthwise and pointwise" if "depthwise" in made else "refits to two thin layers"
+
+
 def plan_of(run: RunRecord, folder: Path) -> dict[str, Any]:
     """What a plan did, what it left of the network, and what an inference asks of the GPU."""
     chosen = run.chosen
     measured = run.primary(chosen)
-    kinds = Counter(edit.kind for edit in chosen.edits if edit.kind != "recover")
     return {
         "verdict": run.verdict,
-        "edits": dict(kinds),
+        "edits": dict(Counter(form_of(edit) for edit in chosen.edits if edit.kind != "recover").most_common()),
         "layers": len(chosen.layers),
         "macs": chosen.macs,
         "parameters": chosen.parameters,
