@@ -8,12 +8,14 @@ import pytest
 from commands import finished, planish
 
 from reports.events import LOG, STREAM, events_schema
+from reports.matrix import MatrixRecord
 from reports.records import ManifestRecord, RunRecord
 
 KINDS = {
     "events": events_schema("stream"),
     "log": events_schema("log"),
     "report": RunRecord.model_json_schema(),
+    "matrix": MatrixRecord.model_json_schema(),
     "manifest": ManifestRecord.model_json_schema(),
 }
 
