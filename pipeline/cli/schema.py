@@ -22,8 +22,10 @@ RECORDS = {"report": RunRecord, "matrix": MatrixRecord, "manifest": ManifestReco
 @click.argument("kind", type=click.Choice(get_args(Kind)))
 @speaking
 def command(kind: Kind, console: Console) -> None:
-    """Print a JSON Schema: of an event of --json, a line of events.ndjson, report.json, manifest.json, or `matrix`: what
-    --per-target writes as report.json."""
+    """Print a JSON Schema: of an event of --json, a line of events.ndjson, report.json or manifest.json.
+
+    `matrix` is what --per-target writes as report.json.
+    """
     if kind in ("events", "log"):
         schema = events_schema("stream" if kind == "events" else "log")
     else:
