@@ -7,7 +7,7 @@ CVPR 2022). Labels can add a cross-entropy term on the samples themselves. Norm 
 after the edits), the gradient is clipped and the rate is small: the closed forms carry most of the load, and large
 steps destroy what they saved. A tenth of the samples is held out where there are enough; the state whose answers were
 nearest to the original's on them is what stays, and a recovery ends when none is nearer for long (see `watch`). They
-also tell how large a rate the network bears.
+also tell the rate (see `learning_rate`).
 
 needs: training. knob: the number of steps.
 """
@@ -25,14 +25,12 @@ from torch import Tensor, nn
 from calibration.dataset import Samples
 from pipeline.compress.descent import Loss, Policy, Progress, descend, step_generator, training_device
 from pipeline.compress.distance import distance
+from pipeline.compress.learning_rate import LEAST_STEPS, SHARE, Found, find_rate
 from pipeline.compress.watch import Watch
 from pipeline.model.network import Network
 
 TEMPERATURE = 4.0
 HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 64, 256  # share and number of the samples that it is judged on
-RUNGS, RUNG, TRIAL_STEPS = 6, 10**0.5, 8  # rates that are tried, one over the next, and for how long
-BORNE = 4.0  # times as far that a few steps at the asked rate may set it back
-LADDER_FROM = 100  # steps of a recovery that leave room for that
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Recovery:
         steps: optimiser steps; 0 leaves the network as it is.
         batch: samples a step.
         rate: peak learning rate of Adam, reached after a twentieth of the steps and then following a cosine to zero; a
-            smaller one where a long recovery finds that the network does not bear it.
+            smaller one where a recovery finds that the network comes nearer with it.
         label_weight: weight of the cross-entropy on labels beside the distillation loss, where there are labels.
         classes: the outputs are rows of class scores.
         mixup: blend samples; off for inputs of which a blend means nothing.
@@ -122,47 +120,28 @@ def recover(
 
         return loss
 
+    wanted = None if held is None else _answers(original, held)
+
     def judge_of(graph: nn.Module) -> Callable[[], float]:
-        wanted = _answers(original, held)
         return lambda: apart(wanted, _answers(graph, held)).item()
 
-    network, asked = student.copy(), settings.steps
-    if held is not None and settings.steps >= LADDER_FROM:
-        settings = _bearable(student, samples, settings, loss_of, judge_of, progress)
+    def attempt(rate: float, told: Progress) -> float:
+        tried, trial = student.copy(), replace(settings, steps=trial_steps, rate=rate)
+        descend(tried.graph, samples, trial.policy(samples), loss_of(tried.graph), progress=told)
+        return judge_of(tried.graph.to(training_device()))()
+
+    network, trial_steps = student.copy(), round(SHARE * settings.steps)
     watch = None if held is None else Watch(judge_of(network.graph.to(training_device())))
-    policy = settings.policy(samples)
-    told = _counted(progress, asked - settings.steps)
+    found = Found(settings.rate, 0)
+    if watch is not None and trial_steps >= LEAST_STEPS:
+        found = find_rate(settings.rate, attempt, watch.judge(), progress)
+    policy = replace(settings, steps=settings.steps - found.steps, rate=found.rate).policy(samples)
+
+    def told(step: int, loss: float) -> None:
+        progress(found.steps + step, loss)
+
     descend(network.graph, samples, policy, loss_of(network.graph), watch=watch, checkpoint=checkpoint, progress=told)
     return network
-
-
-def _counted(progress: Progress, before: int) -> Progress:
-    """The same for steps that come behind others."""
-    return lambda step, loss: progress(before + step, loss)
-
-
-def _bearable(
-    student: Network,
-    samples: Samples,
-    settings: Recovery,
-    loss_of: Callable[[nn.Module], Loss],
-    judge_of: Callable[[nn.Module], Callable[[], float]],
-    progress: Progress,
-) -> Recovery:
-    """The settings with the asked rate or the largest that a few steps at it bring nearer, less the steps that told.
-
-    What a network bears differs by orders of magnitude: a MobileNet with narrow channels breaks at a rate that a ResNet
-    needs. The asked rate may first set it back, as large rates do: the example's network by 2.7 times, after which it
-    ends 0.6 points higher than at the rate below; the MobileNet by 57 times. Where no rate brings it nearer, the least.
-    """
-    before = judge_of(student.copy().graph.to(training_device()).eval())()
-    for rung in range(RUNGS):
-        tried, rate = student.copy(), settings.rate / RUNG**rung
-        trial = replace(settings, steps=TRIAL_STEPS, rate=rate).policy(samples)
-        descend(tried.graph, samples, trial, loss_of(tried.graph), progress=_counted(progress, rung * TRIAL_STEPS))
-        if judge_of(tried.graph.to(training_device()))() < before * (1 if rung else BORNE):
-            break
-    return replace(settings, steps=settings.steps - (rung + 1) * TRIAL_STEPS, rate=rate)
 
 
 def _answers(graph: nn.Module, samples: Samples) -> Tensor:
