@@ -80,7 +80,7 @@ class Recipe(BaseModel):
         easier_policy: in rounds, which of the paper's policies trains (see `pipeline.compress.easier`).
         train_epochs: with `lorita`, `layercollapse` and the rounds of `easier`, passes over the training samples in
             each training before the plan.
-        augment: that training flips images and moves them by up to four pixels; off for inputs that this changes.
+        augment: that training flips images and shows parts of them; off for inputs that this changes.
         lorita_factors: how many factors a layer is trained as; 1 is the control, training alone.
         melting: with `layercollapse`, how slopes are driven to 1: `taught` by the original, without labels, or the
             authors' settings, with labels (see `pipeline.compress.melt`).

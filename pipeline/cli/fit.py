@@ -70,7 +70,7 @@ def recipe_options(command: Any) -> Any:
             "or transfer.",
         ),
         click.option("--train-epochs", type=float, help="Passes of lorita, layercollapse, rounds (default: 10)."),
-        click.option("--augment", is_flag=True, help="That training flips images and moves them by some pixels."),
+        click.option("--augment", is_flag=True, help="That training flips images and shows parts of them."),
         click.option("--lorita-factors", type=int, help="Factors that a layer is trained as (default: 2)."),
         click.option("--melting", help="With layercollapse: taught (default), vision, vgg, language or early."),
         click.option("--recover", help="How long the final recovery may take: 10min."),

@@ -29,7 +29,8 @@ from pipeline.model.network import Network
 from targets.errors import UsageError
 
 CHECKPOINT_SECONDS = 20.0
-CROP = 4  # pixels by which an image is moved at most
+CROP = 4  # pixels by which a small image is moved at most
+PHOTOGRAPH, LEAST_AREA, LONGEST = 64, 1 / 3, 4 / 3  # pixels a side; of the part that is shown: area, ratio of the sides
 
 Loss = Callable[[Tensor, Tensor | None, int], Tensor]
 """Scalar loss of one batch, from x [B, ...], labels [B] (None without labels) and the step, on the training device."""
@@ -65,7 +66,7 @@ class Policy:
             warm-up and a cosine to zero.
         plateau: lowers the rate in the milestones' place.
         label_smoothing: share of a label that is spread over all classes, where labels are what is trained on.
-        augment: flip images left to right and move them by up to four pixels.
+        augment: flip and crop images (see `augmented`).
         frozen_norms: norms use, and keep, their running statistics; else they use those of the batch.
         clip: largest gradient norm; None does not clip.
         seed: of the order of the samples and of the augmentation.
@@ -236,18 +237,34 @@ def train(
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [N, C, H, W], each flipped left to right or not, and moved by up to four pixels with zeros behind.
+    """Images [N, C, H, W], each flipped left to right or not and cropped, as trainings on CIFAR and on ImageNet do.
 
-    Zero is the mean colour where samples are normalised.
+    Small ones are moved by up to four pixels with zeros behind; zero is the mean colour where samples are normalised.
+    Of photographs, from `PHOTOGRAPH` pixels a side, a part is shown in the size of the whole ("random resized crop",
+    Szegedy et al., CVPR 2015): a third of the area or more, its sides in a ratio of 3:4 to 4:3 of the image's.
     """
+    flip = torch.rand(len(x), generator=generator) < 0.5
+    if min(x.shape[2:]) >= PHOTOGRAPH:
+        return _part_of_each(x, flip, generator)
     count, _, height, width = x.shape
-    flip = torch.rand(count, generator=generator) < 0.5
     top, left = torch.randint(2 * CROP + 1, (2, count), generator=generator)
     padded = F.pad(torch.where(flip[:, None, None, None], x.flip(3), x), (CROP,) * 4)
     image = torch.arange(count)[:, None, None]
     rows = (top[:, None] + torch.arange(height))[:, :, None]
     columns = (left[:, None] + torch.arange(width))[:, None, :]
     return padded[image, :, rows, columns].permute(0, 3, 1, 2)  # channels last, as samples come
+
+
+def _part_of_each(x: Tensor, flip: Tensor, generator: torch.Generator) -> Tensor:
+    area, tall, across, down = torch.rand(4, len(x), generator=generator)
+    area = LEAST_AREA + (1 - LEAST_AREA) * area
+    ratio = LONGEST ** (2 * tall - 1)
+    width, height = ((area * each).sqrt().clamp(max=1) for each in (ratio, 1 / ratio))
+    theta = torch.zeros(len(x), 2, 3)  # from a place in the result to one in the image, both in [-1, 1]
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(flip, -width, width), height
+    theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * across - 1), (1 - height) * (2 * down - 1)
+    places = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, places, padding_mode="border", align_corners=False)
 
 
 def require_labels(samples: Samples, purpose: str) -> None:

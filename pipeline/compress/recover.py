@@ -45,7 +45,7 @@ class Recovery:
         label_weight: weight of the cross-entropy on labels beside the distillation loss, where there are labels.
         classes: the outputs are rows of class scores.
         mixup: blend samples; off for inputs of which a blend means nothing.
-        augment: flip images and move them by up to four pixels, for both networks alike.
+        augment: flip and crop images, for both networks alike (see `descent.augmented`).
         clip: largest gradient norm.
         seed: of the order of samples and the mixing.
     """

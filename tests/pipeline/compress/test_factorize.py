@@ -226,6 +226,22 @@ def test_augmented_images_are_flipped_crops() -> None:
     assert torch.equal(found, augmented(x, torch.Generator().manual_seed(3)))
 
 
+def test_of_photographs_a_part_is_shown_in_the_size_of_the_whole() -> None:
+    height, width = 64, 96
+    place = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).float()
+    found = augmented(place.expand(60, 2, height, width), torch.Generator().manual_seed(3))
+    assert found.shape == (60, 2, height, width) and found.min() >= 0
+    assert torch.equal(found, augmented(place.expand(60, 2, height, width), torch.Generator().manual_seed(3)))
+    rows, columns = found[:, 0, :, 0], found[:, 1, 0, :]
+    assert torch.allclose(found[:, 0], rows[:, :, None].expand(-1, -1, width), atol=1e-3)  # axes stay axes
+    down, across = (rows[:, -1] - rows[:, 0]) / (height - 1), (columns[:, -1] - columns[:, 0]) / (width - 1)
+    assert {bool(each < 0) for each in across} == {False, True} and (down > 0).all()
+    area, ratio = down * across.abs(), across.abs() / down
+    assert 0.3 < area.min() < 0.5 and 0.8 < area.max() <= 1 + 1e-4
+    assert 0.74 < ratio.min() < 0.9 and 1.1 < ratio.max() < 1.34
+    assert len({round(each.item()) for each in rows[:, 0]}) > 10
+
+
 def test_the_published_recipe_is_a_preset() -> None:
     recipe = PRESETS["lorita-cifar10"]
     assert (recipe.rate, recipe.momentum, recipe.batch, recipe.weight_decay) == (0.01, 0.9, 128, 1e-3)
