@@ -14,8 +14,9 @@ needs: training. knob: the number of steps.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from pipeline.compress.distance import distance
 from pipeline.compress.learning_rate import LEAST_STEPS, SHARE, Found, find_rate
 from pipeline.compress.watch import Watch
 from pipeline.model.network import Network
+from targets.cache import write_atomic
 
 TEMPERATURE = 4.0
 HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 64, 256  # share and number of the samples that it is judged on
@@ -88,7 +90,7 @@ def recover(
     """Distil `teacher` into a copy of `student` on the user's samples.
 
     Args:
-        checkpoint: where the state is kept every 20 s; an existing one is resumed from.
+        checkpoint: where the state is kept every 20 s, and the rate beside it; an existing one is resumed from.
         progress: called with (steps made, loss) after every step, those of trials too.
 
     Returns:
@@ -132,9 +134,13 @@ def recover(
 
     network, trial_steps = student.copy(), round(SHARE * settings.steps)
     watch = None if held is None else Watch(judge_of(network.graph.to(training_device())))
-    found = Found(settings.rate, 0)
-    if watch is not None and trial_steps >= LEAST_STEPS:
+    found, kept = Found(settings.rate, 0), checkpoint and checkpoint.with_suffix(".rate.json")
+    if kept and kept.exists():
+        found = Found(**json.loads(kept.read_text(encoding="utf-8")))
+    elif watch is not None and trial_steps >= LEAST_STEPS:
         found = find_rate(settings.rate, attempt, watch.judge(), progress)
+        if kept:
+            write_atomic(kept, json.dumps(asdict(found)))
     policy = replace(settings, steps=settings.steps - found.steps, rate=found.rate).policy(samples)
 
     def told(step: int, loss: float) -> None:
