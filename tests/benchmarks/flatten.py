@@ -4,8 +4,8 @@
 
 For every method and share of the original's latency: plan, apply, and judge without any training. With `--recover` the
 label-free distillation of `pipeline.compress.recover` follows, the same number of steps for every method: as many as
-the original against itself takes in that many seconds here. With `--measure` the TFLite artifacts of the original and
-of `auto` are timed on the emulated target as well: the predicted share is the cost table's, the measured one is a fact.
+the original against itself takes in that many seconds here. With `--measure` the TFLite artifacts are timed on the
+emulated target as well: the predicted share is the cost table's, the measured one is a fact.
 
 Appends to reports/benchmarks/flatten-NETWORK.json after every point; what is there is not done again, and its networks
 are kept in the cache for a later `--recover` or `--measure`. Writes a table (.md) and the curves (.svg) beside it.
@@ -115,7 +115,7 @@ class Benchmark:
         for method in asked.methods:
             for share in asked.shares:
                 point = self._known(method, share) or self._judged(method, share)
-                if asked.measure and method == "auto" and "measured_ms" not in point:
+                if asked.measure and point["reachable"] and "measured_ms" not in point:
                     self._measure(self._network(point), point)
                     self.keep(point)
                 if asked.recover and point["reachable"] and "steps" not in point:
@@ -275,14 +275,16 @@ def table(record: dict[str, Any]) -> str:
     if measured := [point for point in points if "measured_share" in point]:
         lines += [
             "",
-            f"The artifacts of `auto`, emulated (the original takes {base['measured_ms']:.3f} ms):",
+            f"The artifacts' share, predicted and emulated, % (the original takes {base['measured_ms']:.3f} ms):",
             "",
-            "| asked for | predicted share, % | measured share, % | measured, ms |",
-            "|---|---|---|---|",
+            "| method | " + " | ".join(f"{share:g} %" for share in shares) + " |",
+            "|---|" + "---|" * len(shares),
         ]
-        for point in sorted(measured, key=lambda point: -point["share"]):
-            figures = (f"{point[name]:.1f}" for name in ("predicted_share", "measured_share"))
-            lines.append(f"| {point['share']:g} % | " + " | ".join(figures) + f" | {point['measured_ms']:.3f} |")
+        for method in record["methods"]:
+            found = {point["share"]: point for point in measured if point["method"] == method}
+            told = [share_cell(found.get(share)) for share in shares]
+            if any(told):
+                lines.append(f"| {method} | " + " | ".join(told) + " |")
     lines += ["", "Seconds on a busy machine; peak memory is that of the process so far. Reproduce:", ""]
     return "\n".join([*lines, *(f"    {command}" for command in record["commands"]), ""])
 
@@ -295,6 +297,10 @@ def cell(points: list[dict[str, Any]], method: str, share: float) -> str:
         return f"not reached ({point['predicted_share']:.0f} %: {point['accuracy']:.2f})"
     after = point.get("recovered_accuracy")
     return f"{point['accuracy']:.2f}" + (f" → {after:.2f}" if after is not None else "")
+
+
+def share_cell(point: dict[str, Any] | None) -> str:
+    return "" if point is None else f"{point['predicted_share']:.1f}, {point['measured_share']:.1f}"
 
 
 def picture(record: dict[str, Any]) -> str:
@@ -322,7 +328,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--shares", nargs="+", type=float, default=[75.0, 60.0, 50.0, 40.0], metavar="PERCENT")
     parser.add_argument("--recover", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("--measure", action="store_true", help="time the artifacts of the original and of auto")
+    parser.add_argument("--measure", action="store_true", help="time the artifacts on the emulated target")
     parser.add_argument("--test", type=int, default=2000, metavar="N", help="test images")
     parser.add_argument("--calibration", type=int, default=1000, metavar="N", help="calibration images")
     parser.add_argument("--planning", type=int, metavar="N", help="images damage is measured on; else as many as a fit")
