@@ -336,9 +336,8 @@ class Stages:
 
         def make(folder: Path) -> dict[str, Any]:
             network = training.recovered(self.load(source), training.checkpoint(inputs))
-            return self._keep(
-                folder, network, {**source.result, "edits": [*source.result["edits"], training.recovery_row]}
-            )
+            taught = [training.recovery_row] if training.recovery.steps else []
+            return self._keep(folder, network, {**source.result, "edits": [*source.result["edits"], *taught]})
 
         made = self._made(f"candidates/{index:02d}", inputs, make)
         self.run.clear_scratch()

@@ -32,6 +32,7 @@ def test_0_every_gate_is_met(in_user_folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     record = read_run(tmp_path / "run/report.json")
     assert (record.verdict, record.exit_code, record.winner) == ("met", 0, 0)
+    assert not any(edit.kind == "recover" for candidate in record.candidates for edit in candidate.edits)
 
 
 def test_1_something_that_planish_did_not_expect(in_user_folder: Path, tmp_path: Path) -> None:
