@@ -1,6 +1,6 @@
 """Records a finished run as a committed benchmark: `python tests/benchmarks/record.py RUN NAME "COMMAND"`.
 
-Writes reports/benchmarks/NAME.json: what was asked, what was measured before and after, and the command.
+Writes reports/benchmarks/NAME.json: what was asked, what was measured before, on the way and after, and the command.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ def main(run: str, name: str, command: str) -> None:
         "result": figures(final),
         "edits": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
         "measured_candidates": len(record.candidates),
+        "steps": [figures(candidate) for candidate in record.candidates],
         "seconds": round(record.seconds),
         "environment": record.environment,
         "date": record.finished.date().isoformat(),
     }
     (ROOT / "reports" / "benchmarks" / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     before, after = result["original"], result["result"]
+    times = [f"{before[key]:.3f} → {after[key]:.3f}" if key in after else "" for key in ("tflite_ms", "onnx_ms")]
     print(
-        f"| {name} | {before['top1_percent']:.2f} → {after['top1_percent']:.2f} | "
-        f"{before['tflite_ms']:.3f} → {after['tflite_ms']:.3f} | {before['onnx_ms']:.3f} → {after['onnx_ms']:.3f} | "
+        f"| {name} | {before['top1_percent']:.2f} → {after['top1_percent']:.2f} | {times[0]} | {times[1]} | "
         f"{before['bytes'] / 1e3:.0f} → {after['bytes'] / 1e3:.0f} |"
     )
 
