@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.compress.descent import Progress
-from pipeline.compress.learning_rate import BORNE, RUNGS, Found, find_rate
+from pipeline.compress.learning_rate import HOPELESS, RUNGS, Found, find_rate
 
 STEPS, BEFORE = 5, 1.0
 
@@ -21,7 +21,7 @@ def found(ends: list[float], tried: list[float] | None = None) -> Found:
         if tried is not None:
             tried.append(rate)
         for step in range(STEPS):
-            told(step + 1, 2.0 if step == 0 else 2.0 * BORNE + 1 if math.isinf(end) else 2.0)
+            told(step + 1, 2.0 if step == 0 else 2.0 * HOPELESS + 1 if math.isinf(end) else 2.0)
         return end
 
     return find_rate(1.0, attempt, BEFORE, lambda step, loss: None)
@@ -35,6 +35,7 @@ def found(ends: list[float], tried: list[float] | None = None) -> Found:
         ([3.0, 0.9, 0.5, 0.6], 1, 20),
         ([math.inf, 0.5, 0.6], 1, 12),  # but none that was lost
         ([math.inf, math.inf, 0.9, 0.8, 0.85], 2, 19),
+        ([5.0, 0.5, 0.6], 1, 15),  # nor one that ended too far off
         ([math.inf, 5.0, 3.0, 2.0, 1.5, 1.2], 5, 27),  # none comes nearer: the least
         ([math.inf] * RUNGS, 5, 12),
         ([math.nan, 0.5, 0.6], 1, 15),
