@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from calibration.dataset import Samples
 from pipeline.compress.descent import Loss, Policy, Progress, descend, step_generator, training_device
 from pipeline.compress.distance import distance
-from pipeline.compress.learning_rate import LEAST_STEPS, SHARE, Found, find_rate
+from pipeline.compress.learning_rate import Found, find_rate, trial_steps
 from pipeline.compress.watch import Watch
 from pipeline.model.network import Network
 from targets.cache import write_atomic
@@ -128,16 +128,16 @@ def recover(
         return lambda: apart(wanted, _answers(graph, held)).item()
 
     def attempt(rate: float, told: Progress) -> float:
-        tried, trial = student.copy(), replace(settings, steps=trial_steps, rate=rate)
+        tried, trial = student.copy(), replace(settings, steps=tried_for, rate=rate)
         descend(tried.graph, samples, trial.policy(samples), loss_of(tried.graph), progress=told)
         return judge_of(tried.graph.to(training_device()))()
 
-    network, trial_steps = student.copy(), round(SHARE * settings.steps)
+    network, tried_for = student.copy(), trial_steps(settings.steps)
     watch = None if held is None else Watch(judge_of(network.graph.to(training_device())))
     found, kept = Found(settings.rate, 0), checkpoint and checkpoint.with_suffix(".rate.json")
     if kept and kept.exists():
         found = Found(**json.loads(kept.read_text(encoding="utf-8")))
-    elif watch is not None and trial_steps >= LEAST_STEPS:
+    elif watch is not None and tried_for:
         found = find_rate(settings.rate, attempt, watch.judge(), progress)
         if kept:
             write_atomic(kept, json.dumps(asdict(found)))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.compress.descent import Progress
-from pipeline.compress.learning_rate import HOPELESS, RUNGS, Found, find_rate
+from pipeline.compress.learning_rate import HOPELESS, RUNGS, Found, find_rate, trial_steps
 
 STEPS, BEFORE = 5, 1.0
 
@@ -44,6 +44,10 @@ def found(ends: list[float], tried: list[float] | None = None) -> Found:
 def test_the_rate_and_what_it_took(ends: list[float], rung: int, steps: int) -> None:
     answer = found(ends)
     assert answer.rate == pytest.approx(10 ** (-rung / 2)) and answer.steps == steps
+
+
+def test_a_short_recovery_tries_nothing() -> None:
+    assert [trial_steps(steps) for steps in (0, 71, 159, 160, 400, 2000)] == [0, 0, 0, 16, 20, 100]
 
 
 def test_trying_ends_where_it_gets_worse() -> None:

@@ -148,23 +148,23 @@ def test_a_watched_recovery_resumes_to_the_same_bits(base, student, many, tmp_pa
 
 
 def test_a_resumed_recovery_does_not_look_for_its_rate_again(base, student, many, tmp_path, monkeypatch) -> None:
-    settings, state = Recovery(steps=60, batch=16), tmp_path / "state.pt"
+    settings, state = Recovery(steps=200, batch=16), tmp_path / "state.pt"
     whole = recover(student, base, many, settings)
     monkeypatch.setattr(descent, "CHECKPOINT_SECONDS", 0.0)
     told: list[int] = []
 
     def die(step: int, loss: float) -> None:
         told.append(step)
-        if step == 40:
+        if step == 150:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         recover(student, base, many, settings, checkpoint=state, progress=die)
     trials = json.loads(state.with_suffix(".rate.json").read_text())["steps"]
-    assert 0 < trials < 40
+    assert 0 < trials < 150
     told.clear()
     resumed = recover(student, base, many, settings, checkpoint=state, progress=lambda step, loss: told.append(step))
-    assert told == list(range(40, 61)) and resumed.fingerprint() == whole.fingerprint()
+    assert told == list(range(150, 201)) and resumed.fingerprint() == whole.fingerprint()
 
 
 def test_a_rate_that_a_network_does_not_bear_is_lowered(base, student, many) -> None:
