@@ -4,9 +4,10 @@ What a network bears differs by orders of magnitude, and a longer recovery does 
 from the asked one down, each with a whole schedule of its own over the trial's steps, until one does worse than the one
 before. The recovery is given the one above the best, if the network bore it: over twenty times as many steps the best
 rate is about three times as large. (The example's network comes nearest in 20 steps at 3e-4 and in 400 at 1e-3; a
-ResNet-56 cut to 40 % comes nearer in 120 steps at 1e-4 than in 400 at 1e-3.) A recovery without room for that keeps the
-asked rate: a few steps say nothing of many. (Another, pruned to half, has 68.6 % after 71 steps at the rate that four of
-them suggest, 78.3 % at the asked one.)
+ResNet-56 cut to 40 % comes nearer in 120 steps at 1e-4 than in 400 at 1e-3.)
+
+A recovery without room for that keeps the asked rate: a few steps say nothing of many. (A ResNet-56 pruned to half has
+68.6 % after 71 steps at the rate that four of them suggest, 78.3 % at the asked one.)
 """
 
 from __future__ import annotations
