@@ -63,7 +63,7 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
     home = places.sysroot.parent
     for tree in home.glob("tree-*"):  # of a cache that was moved: its links lead nowhere
         if not (tree / "usr").exists():
-            shutil.rmtree(tree)
+            shutil.rmtree(tree, ignore_errors=True)  # another process may be at it, too
     if is_ready():
         return places
     require_programs(
