@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from targets.errors import UsageError, nearest
 from targets.profile import Profile
 from targets.runners import Job, Progress, Timing, emulator, host
+from targets.runners.artifact import PREDECESSOR
 from targets.statistics import CONFIDENCE, summarize
 
 Format = Literal["onnx", "ort", "tflite", "pte"]
@@ -87,8 +88,18 @@ def measure_many(
     progress: Progress | None = None,
     budget_s: float = host.BUDGET_S,
     threads: int = 1,
+    runtime: str | None = None,
 ) -> list[Measurement]:
-    """`measure` for several (artifact, format, inputs): one process a format, on the host in interleaved blocks."""
+    """`measure` for several (artifact, format, inputs): one process a format, on the host in interleaved blocks.
+
+    Args:
+        runtime: `PREDECESSOR` instead of the format's own, for .tflite on emulated targets.
+
+    Raises:
+        UsageError: also `RUNTIME_UNAVAILABLE`.
+    """
+    if runtime:
+        require_predecessor(runtime, [format for _, format, _ in artifacts], profile)
     if profile.kind == "gpu":
         from targets.gpu import modelled  # which makes measurements itself
 
@@ -99,11 +110,25 @@ def measure_many(
     for format in dict.fromkeys(format for _, format, _ in artifacts):
         chosen = [index for index, entry in enumerate(artifacts) if entry[1] == format]
         jobs = [Job(Path(artifacts[index][0]), Path(artifacts[index][2])) for index in chosen]
-        timings.update(zip(chosen, timed(jobs, format, profile, progress, threads=threads, budget_s=budget_s)))
+        took = timed(jobs, format, profile, progress, threads=threads, budget_s=budget_s, runtime=runtime)
+        timings.update(zip(chosen, took))
     return [
         measurement(Path(path), format, profile, threads, timings[index])
         for index, (path, format, _) in enumerate(artifacts)
     ]
+
+
+def require_predecessor(runtime: str, formats: Sequence[str], profile: Profile) -> None:
+    """Raises UsageError `RUNTIME_UNAVAILABLE`."""
+    if runtime == PREDECESSOR and profile.kind == "emulator" and set(formats) == {"tflite"}:
+        return
+    raise UsageError(
+        f"{runtime} does not run this",
+        where=f"{', '.join(sorted(set(formats)))} on {profile.name}",
+        why=f"{PREDECESSOR} runs .tflite files on emulated targets; all else has one runtime each",
+        fix="give .tflite files and an emulated target, or leave the runtime out",
+        code="RUNTIME_UNAVAILABLE",
+    )
 
 
 def require_measurable(path: Path, format: str, profile: Profile, threads: int) -> None:
@@ -135,12 +160,15 @@ def timed(
     threads: int,
     budget_s: float,
     compared: bool = False,
+    runtime: str | None = None,
 ) -> list[Timing]:
-    """What the profile's runner sees of artifacts of one format; `compared` as for `host.time_artifacts`."""
+    """What the profile's runner sees of artifacts of one format; `compared` as for `host.time_artifacts`, `runtime` as
+    for `measure_many`.
+    """
     progress = progress or (lambda message: None)
     if profile.kind == "host":
         return host.time_artifacts(jobs, format, progress, threads=threads, budget_s=budget_s, compared=compared)
-    return emulator.time_artifacts(jobs, format, profile, progress, threads=threads)
+    return emulator.time_artifacts(jobs, format, profile, progress, threads=threads, runtime=runtime)
 
 
 def measurement(

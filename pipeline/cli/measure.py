@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--target", required=True, help="Target profile, see `planish targets list`.")
 @click.option("--data", required=True, help="Real samples to run it on: file.py:callable, a folder, or an .npz.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the runtime.")
+@click.option("--runtime", help="tflite-runtime: what apps ship that predate LiteRT; .tflite, emulated targets.")
 @click.option("--mean", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--std", type=float, multiple=True, help="Normalisation after scaling to [0, 1], one a channel.")
 @click.option("--operators", is_flag=True, help="Also what each operator takes, and what bounds it; emulated targets.")
@@ -38,6 +39,7 @@ def command(
     target: str,
     data: str,
     threads: int,
+    runtime: str | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     operators: bool,
@@ -48,12 +50,21 @@ def command(
     """Time ARTIFACTS (.tflite, .onnx, .pte) on a target; samples are given as the network takes them, channels first.
 
     Given one network in several formats it recommends the fastest, where the measurements can tell. With --operators it
-    says where the time goes.
+    says where the time goes. With --runtime tflite-runtime a .tflite runs in TensorFlow Lite 2.14, as in an app that
+    has not moved to its successor.
     """
     from targets.measure import measure_many
     from targets.profile import load_profile
     from targets.recommendation import recommend
 
+    if runtime and operators:
+        raise UsageError(
+            "operators are not told apart in another runtime",
+            where=f"--runtime {runtime} --operators",
+            why="only the formats' own runtimes are run with their profilers",
+            fix="leave out one of the two",
+            code="OPTIONS_CLASH",
+        )
     profile = load_profile(target)
     with (
         tempfile.TemporaryDirectory(prefix="planish-measure-") as scratch,
@@ -64,7 +75,7 @@ def command(
             inputs = Path(scratch) / f"{i}.npz"
             shapes.append(_write_sample(artifact, data, mean, std, inputs))
             jobs.append((artifact, artifact.suffix[1:], inputs))
-        found = measure_many(jobs, profile=profile, progress=stage.update, threads=threads)
+        found = measure_many(jobs, profile=profile, progress=stage.update, threads=threads, runtime=runtime)
         broken_down = []
         if operators:
             layers = _layers(jobs, model, lambda: _samples(data, shapes[0], mean, std))

@@ -1,6 +1,7 @@
 """Runs inside the emulated ARM64 Python: each job's artifact, with marks for the timing plugin.
 
-usage: guest.py PLAN.json RESULT.json      PLAN: {"mode", "threads", "format", "jobs": [{"artifact", "inputs", ...}]}
+usage: guest.py PLAN.json RESULT.json
+PLAN: {"mode", "threads", "format", "runtime", "jobs": [{"artifact", "inputs", ...}]}
   mode "time":    job has "label", the first, and "phases": how many, one inference each, after one that is not counted.
   mode "profile": the same with the runtime's profiler on; "between" labels what lies between the phases.
   mode "run":     job has "outputs": .npz to write, every sample one by one.
@@ -36,10 +37,11 @@ class Opened:
 
     def __init__(self, job, plan):
         if plan["mode"] == "profile":
-            from profiled import open_profiled as open_it
+            from profiled import open_profiled
+
+            self.artifact = open_profiled(job["artifact"], plan["format"], plan["threads"])
         else:
-            open_it = open_artifact
-        self.artifact = open_it(job["artifact"], plan["format"], plan["threads"])
+            self.artifact = open_artifact(job["artifact"], plan["format"], plan["threads"], plan["runtime"])
         self.samples = Samples(job["inputs"], self.artifact)
         self.artifact.feed(self.samples[0])
 
@@ -95,7 +97,7 @@ def run(plan):
     results = [{} for _ in plan["jobs"]]
     for job, result in zip(plan["jobs"], results):
         try:
-            artifact = open_artifact(job["artifact"], plan["format"], plan["threads"])
+            artifact = open_artifact(job["artifact"], plan["format"], plan["threads"], plan["runtime"])
             write_outputs(artifact, Samples(job["inputs"], artifact), job["outputs"])
         except ArtifactError as error:
             result["error"] = str(error)

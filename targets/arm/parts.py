@@ -20,6 +20,7 @@ SIMULATOR = Path(__file__).with_name("simulator")
 PLUGIN = "timing.so"
 COMPILE = ("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
 NUMPY = "numpy==2.4.6"  # the guest is Python 3.11 whatever this Python is, so the host's numpy may not fit it
+PREDECESSOR_WHEELS = ("tflite-runtime==2.14.0", "numpy==1.26.4")  # LiteRT under its old name, built on numpy 1
 SITE = "opt/planish/site"  # where the wheels lie inside the sysroot
 FIX = "run `planish targets setup pixel-4-cpu`"
 
@@ -35,6 +36,7 @@ class Emulator:
 
     sysroot: Path
     tools: Path
+    predecessor: Path
     plugin: Path
     pycache: Path
 
@@ -55,8 +57,10 @@ def emulator() -> Emulator:
     home = (cache_root() / "arm").resolve()  # trees link to the sysroot: not through a link that may go away
     sysroot = part(home, "sysroot", [CONTENTS, *SYSROOT_PACKAGES, *wheels(), *executorch.made_of()])
     tools = part(home, "tools", [CONTENTS, *TOOL_PACKAGES])
+    predecessor = part(home, "predecessor", [CONTENTS, *PREDECESSOR_WHEELS])
     plugin = part(home, "plugin", [CONTENTS, *COMPILE, *plugin_sources()])
-    return Emulator(sysroot, tools, plugin, part(home, "pycache", [sysroot.name, tools.name]))
+    pycache = part(home, "pycache", [sysroot.name, tools.name, predecessor.name])
+    return Emulator(sysroot, tools, predecessor, plugin, pycache)
 
 
 def plugin_sources() -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from targets.arm.parts import PLUGIN, QEMU, SITE, Emulator, part
 from targets.cache import staged_directory
 from targets.profile import Profile
+from targets.runners.artifact import PREDECESSOR
 
 PROCESSOR = """\
 processor\t: {index}
@@ -82,12 +83,16 @@ def command(emulator: Emulator, profile: Profile, arguments: list[str], *, wire:
     ]
 
 
-def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str, str]:
+def environment(emulator: Emulator, runtime: str | None = None, *, write_bytecode: bool = False) -> dict[str, str]:
     """QEMU's whole environment, which it hands on to the guest: nothing of the caller's, so that runs repeat.
 
     Args:
+        runtime: `PREDECESSOR`, which comes with a numpy of its own; None for what the sysroot holds.
         write_bytecode: keep compiled modules in the emulator's byte-code directory; only set-up does.
     """
+    path = [f"/{SITE}", str(RUNNERS)]
+    if runtime == PREDECESSOR:
+        path.insert(0, str(emulator.predecessor))
     variables = {
         "LD_LIBRARY_PATH": emulator.libraries,
         "PATH": "/usr/bin:/bin",
@@ -95,7 +100,7 @@ def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_CORETYPE": "ARMV8",  # numpy's library trusts the identity of QEMU's core, whatever its features
         "PYTHONHOME": "/usr",
-        "PYTHONPATH": f"/{SITE}:{RUNNERS}",
+        "PYTHONPATH": ":".join(path),
         "PYTHONHASHSEED": "0",
         "PYTHONNOUSERSITE": "1",
         "PYTHONPYCACHEPREFIX": str(emulator.pycache),
@@ -104,14 +109,19 @@ def environment(emulator: Emulator, *, write_bytecode: bool = False) -> dict[str
 
 
 def run_python(
-    emulator: Emulator, profile: Profile, arguments: list[str], *, write_bytecode: bool = False
+    emulator: Emulator,
+    profile: Profile,
+    arguments: list[str],
+    runtime: str | None = None,
+    *,
+    write_bytecode: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """The emulated Python run to its end, output captured."""
+    """The emulated Python run to its end, output captured; options as for `environment`."""
     return subprocess.run(
         command(emulator, profile, arguments),
         text=True,
         check=False,
         capture_output=True,
-        env=environment(emulator, write_bytecode=write_bytecode),
+        env=environment(emulator, runtime, write_bytecode=write_bytecode),
         errors="replace",
     )

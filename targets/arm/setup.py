@@ -1,12 +1,13 @@
 """Sets up the ARM64 emulator in planish's cache, without root, and says whether it is there.
 
-Four parts, each in a directory named after the hash of what it is made of, each built aside and renamed into place:
+Five parts, each in a directory named after the hash of what it is made of, each built aside and renamed into place:
 
 - `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes; of ExecuTorch's only
   the libraries, and the runner of `.pte` programs, cross-compiled with a compiler that is thrown away
 - `tools`: QEMU's user-mode emulator and LLVM's disassembler and core models, from Debian packages of this machine
+- `predecessor`: TensorFlow Lite 2.14, under whose name apps still ship LiteRT, and the numpy it was built on
 - `plugin`: `simulator/*.c`, compiled here
-- `pycache`: the byte code of a first start, which also proves that the other three work together
+- `pycache`: the byte code of a first start, which also proves that the others work together
 
 Tested on Debian 12; its QEMU 7.2 is a build with plugins. It needs the network once and about 1 GB of disk.
 """
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from targets import debian
@@ -27,6 +29,7 @@ from targets.arm.parts import (
     COMPILER_PACKAGES,
     LLVM,
     PLUGIN,
+    PREDECESSOR_WHEELS,
     QEMU,
     SIMULATOR,
     SITE,
@@ -47,7 +50,7 @@ from targets.runners import artifact, ending, executorch
 
 __all__ = ["ensure", "is_ready", "require"]
 
-PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("_2_28", "_2_27", "_2_17", "2014", "_2_34"))  # best first
 DISK_BYTES = 1_200_000_000
 
 unpack = functools.partial(debian.unpack, missing=environment_missing)
@@ -76,6 +79,7 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
         steps = (
             (places.tools, _build_tools),
             (places.sysroot, _build_sysroot),
+            (places.predecessor, _build_predecessor),
             (places.plugin, _build_plugin),
             (places.pycache, _build_pycache),
         )
@@ -127,6 +131,12 @@ def _build_sysroot(into: Path, progress: Progress) -> None:
     install_wheels(wheels(), into / SITE, environment_missing)
     _build_executorch_runner(into / SITE / "executorch", into.parent, progress)
     record_versions(into, versions)
+
+
+def _build_predecessor(into: Path, progress: Progress) -> None:
+    progress(f"downloading aarch64 wheels: {', '.join(PREDECESSOR_WHEELS)}")
+    install_wheels(PREDECESSOR_WHEELS, into, environment_missing)
+    record_versions(into, dict(wheel.split("==") for wheel in PREDECESSOR_WHEELS))
 
 
 def install_wheels(wheels: Sequence[str], into: Path, missing: debian.Missing) -> None:
@@ -210,16 +220,13 @@ def _build_plugin(into: Path, progress: Progress) -> None:
 
 def _build_pycache(into: Path, progress: Progress) -> None:
     progress("starting the emulated Python once")
-    places = emulator()
-    done = run_python(
-        Emulator(places.sysroot, places.tools, places.plugin, into),
-        load_profile("pixel-4-cpu"),
-        ["-c", f"import ctypes, onnxruntime, ai_edge_litert.interpreter; ctypes.CDLL('{artifact.EMULATED_RUNNER}')"],
-        write_bytecode=True,
-    )
-    if done.returncode != 0:
-        raise environment_missing(
-            f"the emulated runtimes do not start ({ending(done.returncode)})",
-            done.stderr.strip()[-300:] or "no output",
-            "use Debian 12 (the tested system) or a container of it",
-        )
+    places = replace(emulator(), pycache=into)
+    today = f"import ctypes, onnxruntime, ai_edge_litert.interpreter; ctypes.CDLL('{artifact.EMULATED_RUNNER}')"
+    for imports, runtime in ((today, None), ("import tflite_runtime.interpreter", artifact.PREDECESSOR)):
+        done = run_python(places, load_profile("pixel-4-cpu"), ["-c", imports], runtime, write_bytecode=True)
+        if done.returncode != 0:
+            raise environment_missing(
+                f"the emulated runtimes do not start ({ending(done.returncode)})",
+                done.stderr.strip()[-300:] or "no output",
+                "use Debian 12 (the tested system) or a container of it",
+            )

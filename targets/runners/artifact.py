@@ -6,6 +6,7 @@ the user.
 
 import ctypes
 import functools
+import importlib
 import importlib.metadata
 import os
 import weakref
@@ -15,6 +16,7 @@ import zlib
 import numpy
 
 PACKAGES = {"tflite": "ai-edge-litert", "onnx": "onnxruntime", "ort": "onnxruntime", "pte": "executorch"}
+PREDECESSOR = "tflite-runtime"  # of ai-edge-litert, under its old name; apps still ship it
 EMULATED_RUNNER = "/opt/planish/site/executorch/lib/libplanish_executorch.so"  # in the emulated phone's file system
 
 
@@ -22,13 +24,14 @@ class ArtifactError(Exception):
     """The artifact does not load, or the inputs do not fit it."""
 
 
-def runtime_version(format):
-    """Name and version of the runtime that runs `format`, e.g. "ai-edge-litert 2.3.0"."""
-    return f"{PACKAGES[format]} {importlib.metadata.version(PACKAGES[format])}"
+def runtime_version(format, runtime=None):
+    """Name and version of what runs `format`, e.g. "ai-edge-litert 2.3.0"; `runtime` as for `open_artifact`."""
+    package = runtime or PACKAGES[format]
+    return f"{package} {importlib.metadata.version(package)}"
 
 
-def open_artifact(path, format, threads=1):
-    """The artifact at `path`, to run on `threads` threads.
+def open_artifact(path, format, threads=1, runtime=None):
+    """The artifact at `path`, to run on `threads` threads, in the format's runtime or, a .tflite, in `PREDECESSOR`.
 
     It has `.inputs` [(name, shape, dtype)] with -1 for a free size, `.quantization` [(scale, zero point) or None] of
     the inputs, `.feed(arrays)`, `.invoke()` and `.outputs()`.
@@ -36,18 +39,19 @@ def open_artifact(path, format, threads=1):
     if not os.path.exists(path):
         raise ArtifactError("no such file")
     try:
+        if runtime == PREDECESSOR:
+            return TFLite(path, threads, "tflite_runtime")
         return {"tflite": TFLite, "onnx": Onnx, "ort": Onnx, "pte": ExecuTorch}[format](path, threads)
     except (ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{runtime_version(format)} cannot load it: {error}") from error
+        raise ArtifactError(f"{runtime_version(format, runtime)} cannot load it: {error}") from error
 
 
 class TFLite:
-    """LiteRT's interpreter with its default delegate (XNNPACK)."""
+    """LiteRT's interpreter, or its predecessor's, with its default delegate (XNNPACK)."""
 
-    def __init__(self, path, threads):
-        from ai_edge_litert.interpreter import Interpreter
-
-        self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    def __init__(self, path, threads, package="ai_edge_litert"):
+        interpreter = importlib.import_module(f"{package}.interpreter")
+        self.interpreter = interpreter.Interpreter(model_path=str(path), num_threads=threads)
         self.interpreter.allocate_tensors()
         self._details = self.interpreter.get_input_details()
         self.inputs = [(d["name"], tuple(int(s) for s in d["shape"]), d["dtype"]) for d in self._details]

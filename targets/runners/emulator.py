@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.arm import chip, operands, pricing, qemu
-from targets.arm.parts import Emulator, emulator_parts, require
+from targets.arm.parts import PREDECESSOR_WHEELS, Emulator, emulator_parts, require
 from targets.arm.records import MARKS
 from targets.arm.wire import Conversation, Record
 from targets.cache import cache_root, write_atomic
@@ -56,11 +56,13 @@ def time_artifacts(
     threads: int = 1,
     phases: int = PHASES,
     together: int = 1,
+    runtime: str | None = None,
 ) -> list[Timing]:
     """Instructions, cycles and milliseconds of each artifact on the profile's core.
 
     Args:
         threads: on as many cores of the cluster.
+        runtime: `artifact.PREDECESSOR` in the place of the format's own.
         together: artifacts in one emulator. More than one saves start-up, but where an artifact's data lie in memory,
             and with that its figure in the last per mille, then depends on the others.
 
@@ -70,14 +72,14 @@ def time_artifacts(
         PlanishError: `EMULATION_FAILED`, `TIMING_FAILED`.
     """
     emulator = require()
-    paths = [_remembered(job, format, profile, threads, phases) for job in jobs]
+    paths = [_remembered(job, format, profile, threads, phases, runtime) for job in jobs]
     timings = [_recall(path) for path in paths]
     missing = [index for index, timing in enumerate(timings) if timing is None]
     chunks = [missing[start : start + together] for start in range(0, len(missing), together)]
 
     def time_chunk(chunk: list[int]) -> None:
         mine = [jobs[i] for i in chunk]
-        found = _time_in_one(mine, format, profile, emulator, progress, threads, phases, running)
+        found = _time_in_one(mine, format, profile, emulator, progress, threads, phases, runtime, running)
         for index, timing in zip(chunk, found):
             write_atomic(paths[index], json.dumps(asdict(timing)))
             timings[index] = timing
@@ -96,11 +98,13 @@ def _time_in_one(
     progress: Progress,
     threads: int,
     phases: int,
+    runtime: str | None,
     running: set[subprocess.Popen[str]],
 ) -> list[Timing]:
     plan = {
         "mode": "time",
         "format": format,
+        "runtime": runtime,
         "threads": threads,
         "jobs": [_entry(job) | {"label": 1 + i * phases, "phases": phases} for i, job in enumerate(jobs)],
     }
@@ -113,7 +117,7 @@ def _time_in_one(
         timings.append(
             Timing(
                 samples_ms=tuple(record.cycles / (profile.clock_ghz * 1e6) for record in mine),
-                runtime=runtime_version(format),
+                runtime=" ".join(PREDECESSOR_WHEELS[0].split("==")) if runtime else runtime_version(format),
                 instructions=statistics.median_low(record.instructions for record in mine),
                 cycles=middle.cycles,
                 state={
@@ -158,7 +162,7 @@ def profile_artifact(
         PlanishError: `EMULATION_FAILED`, `TIMING_FAILED`.
     """
     emulator = require()
-    path = _remembered(job, format, profile, threads, phases, profiled=True)
+    path = _remembered(job, format, profile, threads, phases, None, profiled=True)
     try:
         return [_recalled_profile(one) for one in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError):
@@ -202,7 +206,8 @@ def run(
         outputs: one array [samples, ...] an output, named as in the artifact.
     """
     jobs = [_entry(Job(artifact, inputs)) | {"outputs": str(outputs.absolute())}]
-    _session({"mode": "run", "format": format, "threads": 1, "jobs": jobs}, require(), profile, progress)
+    plan = {"mode": "run", "format": format, "runtime": None, "threads": 1, "jobs": jobs}
+    _session(plan, require(), profile, progress)
 
 
 def _entry(job: Job) -> dict[str, Any]:
@@ -238,7 +243,7 @@ def _session(
             open(log_path, "w", encoding="utf-8") as log,
             subprocess.Popen(
                 qemu.command(emulator, profile, arguments, wire=wire),
-                env=qemu.environment(emulator),
+                env=qemu.environment(emulator, plan.get("runtime")),
                 cwd=scratch,
                 text=True,
                 errors="replace",
@@ -299,13 +304,23 @@ def _workers(chunks: int) -> Iterator[tuple[ThreadPoolExecutor, set[subprocess.P
         pool.shutdown(cancel_futures=True)
 
 
-def _remembered(job: Job, format: str, profile: Profile, threads: int, phases: int, *, profiled: bool = False) -> Path:
+def _remembered(
+    job: Job,
+    format: str,
+    profile: Profile,
+    threads: int,
+    phases: int,
+    runtime: str | None,
+    *,
+    profiled: bool = False,
+) -> Path:
     """Where the timing of `job`, or its profile, is kept: named by everything it depends on."""
     made_of = [
         *(hashlib.sha256(path.read_bytes()).hexdigest() for path in (job.artifact, job.inputs)),
         *emulator_parts(),
         *_sources(),
         format,
+        runtime or "",
         profile.version,
         str(threads),
         str(phases),

@@ -2,6 +2,9 @@
 
 A published row is comparable in one of two ways. "same runtime": the same kernels run the same operators, so each
 latency should agree. "other runtime": other kernels run the same network, so only the order of the networks should.
+
+XNNPACK's own figures are of 2020 and 2022. They are compared with the last TensorFlow Lite before LiteRT, of 2023, the
+oldest that the emulated Python runs: today's divides a product of matrices among threads and caches in another way.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from targets.cache import write_atomic
 from targets.errors import UsageError
 from targets.measure import Measurement, measure_many
 from targets.profile import load_profile
+from targets.runners.artifact import PREDECESSOR
 from targets.validation.build import artifact
 from targets.validation.network import load_network
 
@@ -53,6 +57,7 @@ class Case(Published):
 
     core: str
     emulated_ms: float
+    emulated_runtime: str  # "tflite-runtime 2.14.0"
     profile_version: str
 
     @property
@@ -147,14 +152,19 @@ def run(rows: Sequence[Published], progress: Callable[[str], None]) -> tuple[lis
         place = f"{number} of {len(groups)}: {name}, {threads} thread{'s' * (threads > 1)}"
         wanted = list(dict.fromkeys((row.network, row.precision, row.runtime == APART) for row in chosen))
         progress(f"{place}: building {len(wanted)} networks")
-        built = [artifact(network, precision, apart=apart) for network, precision, apart in wanted]
-        measured = measure_many(
-            [(one.path, one.format, one.inputs) for one in built],
-            profile=profile,
-            threads=threads,
-            progress=lambda message, place=place: progress(f"{place}: {message}"),
-        )
-        by_network = dict(zip(wanted, measured))
+        by_network = {}
+        for runtime in (PREDECESSOR, None):
+            if not (mine := [one for one in wanted if one[2] == bool(runtime)]):
+                continue
+            built = [artifact(network, precision, apart=apart) for network, precision, apart in mine]
+            measured = measure_many(
+                [(one.path, one.format, one.inputs) for one in built],
+                profile=profile,
+                threads=threads,
+                runtime=runtime,
+                progress=lambda message, place=place: progress(f"{place}: {message}"),
+            )
+            by_network.update(zip(mine, measured))
         for row in chosen:
             measurement = by_network[row.network, row.precision, row.runtime == APART]
             versions |= _versions(measurement)
@@ -162,6 +172,7 @@ def run(rows: Sequence[Published], progress: Callable[[str], None]) -> tuple[lis
                 **asdict(row),
                 core=profile.core.name,
                 emulated_ms=measurement.median_ms,
+                emulated_runtime=measurement.runtime,
                 profile_version=profile.version,
             )
     return [found[row] for row in rows], versions
@@ -182,10 +193,10 @@ def write(results: Results) -> None:
 
 
 def read() -> Results:
-    """The recorded results; cases of profiles that have changed since are left out."""
+    """The recorded results; cases of profiles that have changed since are left out, and of another planish's record."""
     record: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     names = {field.name for field in fields(Case)}
-    cases = (Case(**{name: case[name] for name in names}) for case in record["cases"])
+    cases = (Case(**{name: case[name] for name in names}) for case in record["cases"] if names <= case.keys())
     current = tuple(case for case in cases if load_profile(case.profile).version == case.profile_version)
     return Results(record["command"], record["date"], record["versions"], current)
 

@@ -86,7 +86,8 @@ def easier(attempt: Attempt) -> None:
     policy = replace(POLICIES["cifar-resnet18"].lasting(asked.epochs), rate=asked.rate, milestones=None)
     chosen = torch.randperm(len(attempt.training), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
     batches = [x for x, _ in attempt.training.select(chosen.tolist()).batches()]
-    network, attempt.record["rows"] = attempt.base, []
+    network = attempt.base
+    attempt.record |= {"epochs": asked.epochs, "rows": []}
     for number in range(asked.rounds):
         gone = remove_lowest(network, batches, sites(network))
         before = attempt.accuracy(gone.network)

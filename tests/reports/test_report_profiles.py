@@ -76,7 +76,7 @@ def case(profile: str, core: str, published: float, emulated: float, comparable:
     return Case(
         profile=profile, network=f"n{published}", precision="fp32", threads=1, published_ms=published, runtime="r",
         source="s", comparable=comparable, note="", core=core, emulated_ms=emulated,
-        profile_version=load_profile(profile).version,
+        emulated_runtime="r 1", profile_version=load_profile(profile).version,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def case(network: str, published_ms: float, emulated_ms: float, **facts: object)
         "comparable": "same runtime",
         "note": "",
         "core": "Cortex-A75",
+        "emulated_runtime": "tflite-runtime 2.14.0",
         "profile_version": profile.version,
     }
     return Case(**{**given, **facts}, published_ms=published_ms, emulated_ms=emulated_ms)
@@ -52,7 +53,12 @@ def test_the_page_says_what_was_run_and_how_far_off_it_was() -> None:
     assert "`planish targets validate` on 2026-01-02 with qemu 7.2" in page
     assert cells(page, "pixel-3a-cpu", "Cortex-A75", "1", "fp32")[4:] == ["2", "17.0%", "-25.0%", "1"]
     assert cells(page, "**all**")[4:] == ["3", "9.1%", "-25.0%", "2"]
-    assert cells(page, "pixel-3a-cpu", "1", "fp32", "mobilenet-v3-small")[-3:] == ["14.0", "10.5", "0.75"]
+    assert cells(page, "pixel-3a-cpu", "1", "fp32", "mobilenet-v3-small")[-4:] == [
+        "tflite-runtime 2.14.0",
+        "14.0",
+        "10.5",
+        "0.75",
+    ]
 
 
 def test_the_page_shows_operations_a_cycle_and_what_light_networks_lose() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -62,18 +63,20 @@ def test_an_artifact_that_was_measured_before_is_answered_at_once(first, small, 
 
 
 def test_what_a_timing_depends_on_makes_it_another(first, small, wider):
-    """Nothing is remembered for another artifact, other samples, another core or other threads."""
+    """Nothing is remembered for another artifact, other samples, another core, other threads or another runtime."""
     phases = emulator_runner.PHASES
     profile, job = load_profile("pixel-4-cpu"), emulator_runner.Job(*small["onnx"])
+    remembered = partial(emulator_runner._remembered, format="onnx", runtime=None)
     paths = {
-        emulator_runner._remembered(job, "onnx", profile, 1, phases),
-        emulator_runner._remembered(emulator_runner.Job(job.artifact, wider["onnx"][1]), "onnx", profile, 1, phases),
-        emulator_runner._remembered(emulator_runner.Job(wider["onnx"][0], job.inputs), "onnx", profile, 1, phases),
-        emulator_runner._remembered(job, "onnx", load_profile("pixel-4-mid-cpu"), 1, phases),
-        emulator_runner._remembered(job, "onnx", profile, 2, phases),
-        emulator_runner._remembered(job, "onnx", profile, 1, phases + 1),
+        remembered(job, profile=profile, threads=1, phases=phases),
+        remembered(emulator_runner.Job(job.artifact, wider["onnx"][1]), profile=profile, threads=1, phases=phases),
+        remembered(emulator_runner.Job(wider["onnx"][0], job.inputs), profile=profile, threads=1, phases=phases),
+        remembered(job, profile=load_profile("pixel-4-mid-cpu"), threads=1, phases=phases),
+        remembered(job, profile=profile, threads=2, phases=phases),
+        remembered(job, profile=profile, threads=1, phases=phases + 1),
+        remembered(job, profile=profile, threads=1, phases=phases, runtime="tflite-runtime"),
     }
-    assert len(paths) == 6 and emulator_runner._remembered(job, "onnx", profile, 1, phases).exists()
+    assert len(paths) == 7 and remembered(job, profile=profile, threads=1, phases=phases).exists()
 
 
 @pytest.mark.slow
@@ -209,3 +212,36 @@ def test_a_runtime_that_crashes_under_emulation_is_said_with_how_it_ended(emulat
     assert re.search(r"SIGSEGV|exit status -11", caught.value.what)
     assert "uncaught target signal 11" in caught.value.why and "--target host" in caught.value.fix
     assert str(caught.value).count("\n") == 3
+
+
+def test_an_app_that_still_ships_tensorflow_lite_is_timed_in_that(emulator, small, first):
+    artifact, inputs = small["tflite"]
+    wanted = [(artifact, "tflite", inputs)]
+    (found,) = measure_many(wanted, profile=load_profile("pixel-4-cpu"), runtime="tflite-runtime")
+    today = first["small", "tflite"]
+    assert (found.runtime, found.state["qemu"]) == ("tflite-runtime 2.14.0", today.state["qemu"])
+    assert today.runtime.startswith("ai-edge-litert") and found.instructions != today.instructions
+    assert today.median_ms / 2 < found.median_ms < 2 * today.median_ms
+
+
+def test_what_tensorflow_lite_cannot_load_is_said(emulator, tmp_path, small):
+    (tmp_path / "broken.tflite").write_bytes(b"no flatbuffer at all")
+    wanted = [(tmp_path / "broken.tflite", "tflite", small["tflite"][1])]
+    with pytest.raises(UsageError) as caught:
+        measure_many(wanted, profile=load_profile("pixel-4-cpu"), runtime="tflite-runtime")
+    assert caught.value.code == "ARTIFACT_UNUSABLE" and "tflite-runtime 2.14.0" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("runtime", "format", "target"),
+    [
+        ("tflite-runtime", "onnx", "pixel-4-cpu"),
+        ("tflite-runtime", "tflite", "host"),
+        ("tflite-runtime", "tflite", "pixel-4-gpu"),
+        ("tflite", "tflite", "pixel-4-cpu"),
+    ],
+)
+def test_other_runtimes_are_refused(small, runtime, format, target):
+    with pytest.raises(UsageError) as caught:
+        measure_many([(small[format][0], format, small[format][1])], profile=load_profile(target), runtime=runtime)
+    assert caught.value.code == "RUNTIME_UNAVAILABLE"

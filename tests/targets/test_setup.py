@@ -253,7 +253,7 @@ def test_set_up_removes_what_links_to_where_the_cache_was(emulator, tmp_path):
 
 
 def test_the_emulator_as_it_was_set_up_is_whole(emulator):
-    assert [damage(part) for part in vars(emulator).values()] == [None] * 4
+    assert [damage(part) for part in vars(emulator).values()] == [None] * 5
 
 
 def test_a_timing_plugin_that_does_not_compile_is_quoted(empty_cache, tmp_path, monkeypatch):
@@ -261,16 +261,18 @@ def test_a_timing_plugin_that_does_not_compile_is_quoted(empty_cache, tmp_path, 
     (tmp_path / "bin/gcc").write_text(
         "#!/bin/sh\necho 'In file: note' >&2; echo 'x.c:3:1: error: no stdio.h' >&2; exit 1"
     )
-    places = build_parts("tools", "sysroot")
+    places = build_parts("tools", "sysroot", "predecessor")
     with pytest.raises(MissingEnvironmentError) as caught:
         setup.ensure()
     assert caught.value.code == "EMULATOR_MISSING" and caught.value.what == "the timing plugin does not compile"
     assert caught.value.why == "x.c:3:1: error: no stdio.h" and "apt-get install" in caught.value.fix
-    assert {path.name for path in places.plugin.parent.iterdir()} == only_lock_and(places.tools, places.sysroot)
+    assert {path.name for path in places.plugin.parent.iterdir()} == only_lock_and(
+        places.tools, places.sysroot, places.predecessor
+    )
 
 
 def test_a_runtime_that_does_not_start_is_said_with_how_it_ended(empty_cache, monkeypatch):
-    places = build_parts("tools", "sysroot", "plugin")
+    places = build_parts("tools", "sysroot", "predecessor", "plugin")
     monkeypatch.setattr(setup, "require_programs", lambda *args: None)
     ended = subprocess.CompletedProcess([], -signal.SIGILL, stdout="", stderr="qemu: uncaught target signal 4")
     monkeypatch.setattr(setup, "run_python", lambda *args, **options: ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy
@@ -256,6 +257,7 @@ def case(network="mobilenet-v1", emulated_ms=100.0, published_ms=100.0, version=
         published_ms=published_ms,
         core=profile.core.name,
         emulated_ms=emulated_ms,
+        emulated_runtime="tflite-runtime 2.14.0",
         profile_version=version or profile.version,
         **{**given, **facts},
     )
@@ -282,6 +284,11 @@ def test_new_results_replace_old_ones_and_those_of_a_changed_profile_go(monkeypa
     stale = validate.Case(**{**vars(third), "profile_version": "0" * 12})
     validate.write(validate.Results("c", "d", {}, (first, second, stale)))
     assert validate.read().cases == (first, second)
+    record = json.loads(validate.RESULTS.read_text())
+    del record["cases"][1]["emulated_runtime"]
+    validate.RESULTS.write_text(json.dumps(record))
+    assert validate.read().cases == (first,), "a case of an earlier planish says less"
+    validate.write(validate.Results("c", "d", {}, (first, second)))
     again = validate.Case(**{**vars(second), "emulated_ms": 1.0})
     merged = validate.merge([again], {"qemu": "1"}, "planish targets validate")
     validate.write(merged)

@@ -90,3 +90,23 @@ def test_operators_say_why_an_artifact_is_slow(written):
 def test_operators_of_this_machine_are_refused(written):
     done = planish("measure", "light.tflite", "--target", "host", "--data", "samples.npz", "--operators")
     assert done.exit_code == 2 and "OPERATORS_NOT_EMULATED" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--target", "host", "--runtime", "tflite-runtime"), "RUNTIME_UNAVAILABLE"),
+        (("--target", "pixel-4-cpu", "--runtime", "tflite-runtime", "--operators"), "OPTIONS_CLASH"),
+    ],
+)
+def test_the_runtime_of_older_apps_is_refused_where_it_does_not_run(written, words, code):
+    done = planish("measure", "light.tflite", "--data", "samples.npz", *words)
+    assert done.exit_code == 2 and code in done.stderr
+
+
+def test_the_runtime_of_older_apps_is_named(written):
+    if not is_ready():
+        pytest.skip("the ARM64 emulator is not set up: run `planish targets setup pixel-4-cpu`")
+    words = ["light.tflite", "--target", "pixel-4-cpu", "--data", "samples.npz", "--runtime", "tflite-runtime"]
+    done = planish("measure", *words)
+    assert done.exit_code == 0 and "tflite-runtime" in done.stdout, done.output
