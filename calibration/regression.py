@@ -8,6 +8,8 @@ kernel; those of every smaller kernel are rows and columns of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,17 +45,14 @@ class Regression:
         """The same for the central `kernel` x `kernel` of the patches."""
         if kernel == self.kernel:
             return self
-        channels, edge = len(self.in_mean) // self.kernel**2, (self.kernel - kernel) // 2
-        index = torch.arange(len(self.in_mean)).view(channels, self.kernel, self.kernel)
-        kept = index[:, edge : edge + kernel, edge : edge + kernel].reshape(-1)
+        kept = central(len(self.in_mean), self.kernel, kernel)
         return replace(
             self, kernel=kernel, gram=self.gram[kept][:, kept], cross=self.cross[kept], in_mean=self.in_mean[kept]
         )
 
     def beside_input(self) -> Regression:
         """The same for the output less the input under it, where they have the same shape: what a skip leaves to do."""
-        channels = len(self.out_mean)
-        centre = torch.arange(channels) * self.kernel**2 + self.kernel**2 // 2
+        centre = central(len(self.in_mean), self.kernel, 1)
         passed = self.energy - 2 * self.cross[centre].trace() + self.gram[centre][:, centre].trace()
         return replace(
             self,
@@ -70,6 +69,12 @@ class Regression:
     def bias(self, weight: Tensor) -> Tensor:
         """[O]: the bias that fits `weight` [O, C k k] best."""
         return self.out_mean - weight @ self.in_mean
+
+
+def central(features: int, kernel: int, inner: int) -> Tensor:
+    """Indices of the features in the central `inner` x `inner` of `kernel` x `kernel` patches."""
+    index, edge = torch.arange(features).view(-1, kernel, kernel), (kernel - inner) // 2
+    return index[:, edge : edge + inner, edge : edge + inner].reshape(-1)
 
 
 class RegressionMoments:
@@ -90,10 +95,15 @@ class RegressionMoments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x, y: [N, C, H, W] and [N, O, H', W'], or [N, ..., C] and [N, ..., O]."""
+        self._add(*self._rows(x, y))
+
+    def _rows(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """[C k k, rows] and [O, rows]: the observations in a batch."""
         if self.tokens:
-            rows, out = x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1]).T
-        else:
-            rows, out = self._patches(x, y.shape[2:]), self.sampled(y)
+            return x.reshape(-1, x.shape[-1]).T, y.reshape(-1, y.shape[-1]).T
+        return self._patches(x, y.shape[2:]), self.sampled(y)
+
+    def _add(self, rows: Tensor, out: Tensor) -> None:
         self.outputs = len(out)
         for part, answers in zip(rows.split(CHUNK // len(rows), 1), out.split(CHUNK // len(rows), 1), strict=True):
             self.moments.add(torch.cat([part, answers]))
@@ -133,3 +143,48 @@ class RegressionMoments:
             self.moments.mean[split:],
             self.moments.count,
         )
+
+
+class RegressionRows(RegressionMoments):
+    """`RegressionMoments` that keeps its observations too, so that other answers can stand for those it saw.
+
+    Attributes:
+        inputs: [C k k, N].
+        answers: [O, N].
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._inputs: list[Tensor] = []
+        self._answers: list[Tensor] = []
+
+    def _add(self, rows: Tensor, out: Tensor) -> None:
+        super()._add(rows, out)
+        self._inputs.append(rows)
+        self._answers.append(out)
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        return torch.cat(self._inputs, 1)
+
+    @cached_property
+    def answers(self) -> Tensor:
+        return torch.cat(self._answers, 1)
+
+    def central(self, kernel: int) -> Tensor:
+        """[C kernel kernel, N]: the inputs in the centre of the patches."""
+        return self.inputs[central(len(self.inputs), self.kernel, kernel)]
+
+    def towards(self, answers: Tensor) -> Regression:
+        """The regression to `answers` [O, N] in the place of those it saw."""
+        mean = answers.double().mean(1)
+        centred = answers.double() - mean[:, None]
+        parts = zip(self.inputs.split(CHUNK // len(self.inputs), 1), centred.split(CHUNK // len(self.inputs), 1))
+        cross = sum(part.double() @ answer.T for part, answer in parts)
+        count = answers.shape[1]
+        energy = centred.square().sum().item() / count
+        return replace(self._seen, cross=cross / count, energy=energy, out_mean=mean)
+
+    @cached_property
+    def _seen(self) -> Regression:
+        return self.regression

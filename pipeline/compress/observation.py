@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from calibration.regression import Regression, RegressionMoments
+from calibration.regression import Regression, RegressionMoments, RegressionRows
 from pipeline.compress.refit import KERNELS, Shape
 from pipeline.compress.taps import Taps
 from pipeline.model.network import Network
@@ -32,6 +32,7 @@ class Observed(Protocol):
 
 
 Seen = TypeVar("Seen", bound=Observed)
+Kept = TypeVar("Kept", bound=RegressionMoments)
 
 
 def observed_enough(shape: Shape, samples: int) -> Shape | None:
@@ -89,10 +90,23 @@ def moments_between(
     network: Network, source: str, base: Network, end: str, shape: Shape, batches: Sequence[Tensor]
 ) -> Regression:
     """From a node of an edited network to one of the original."""
+    return _between(RegressionMoments, network, source, base, end, shape, batches).regression
+
+
+def rows_between(
+    network: Network, source: str, base: Network, end: str, shape: Shape, batches: Sequence[Tensor]
+) -> RegressionRows:
+    """The same with the observations, in the network's precision."""
+    return _between(RegressionRows, network, source, base, end, shape, batches)
+
+
+def _between(
+    kind: type[Kept], network: Network, source: str, base: Network, end: str, shape: Shape, batches: Sequence[Tensor]
+) -> Kept:
     places = 1 if shape.tokens else min(POSITIONS, math.prod(shape.out_size))
     used = _first(batches, -(-_rows(shape) // places))
     samples = sum(len(batch) for batch in used)
-    moments = RegressionMoments(shape.kernel, shape.stride, _positions(shape, samples), tokens=shape.tokens)
+    moments = kind(shape.kernel, shape.stride, _positions(shape, samples), tokens=shape.tokens)
     seen: list[Tensor] = []
 
     def see(name: str, value: Tensor) -> None:
@@ -104,7 +118,7 @@ def moments_between(
         leaving.show(batch)
         moments.add(*seen)
         seen.clear()
-    return moments.regression
+    return moments
 
 
 def _positions(shape: Shape, samples: int) -> int | None:

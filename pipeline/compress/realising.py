@@ -1,8 +1,8 @@
 """The options of a plan applied, refits and narrowings fitted one behind the other.
 
 For planning each was fitted on what the original computes. Here it is fitted on what the network that is already edited
-feeds it, to what the original gives there: a later fit mends what earlier ones broke. A region that ends with a sum
-takes the skip into that bargain.
+feeds it, to what the original gives there: a later fit mends what earlier ones broke, and where a rectifier follows
+only what passes it counts (`through`). A region that ends with a sum takes the skip into that bargain.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor
 from calibration.batchnorm import reestimate
 from pipeline.compress.narrow import Narrower, narrow
 from pipeline.compress.narrowing import shape_of as stretch_shape
-from pipeline.compress.observation import moments_between
+from pipeline.compress.observation import moments_between, rows_between
 from pipeline.compress.options import Option
 from pipeline.compress.refit import Fitter, refit, shape_of
+from pipeline.compress.through import cut_behind, fit_through
 from pipeline.model.edits import replay
 from pipeline.model.network import Network
 from pipeline.model.operators import node_shapes
@@ -62,10 +63,15 @@ def _refitted(
 ) -> Network:
     region, shape = option.region, shape_of(option.region, shapes)
     source = passed.get(region.source, region.source)
-    regression = moments_between(network, source, base, region.end, shape, batches)
-    layers = Fitter(regression, shape).fit(option.form).layers
-    if not layers:
+    layers = ()
+    if option.form.kind == "identity":
         passed[region.end] = source
+    elif cut := cut_behind(network, region.end):
+        rows = rows_between(network, source, base, region.end, shape, batches)
+        layers = fit_through(rows, shape, option.form, cut)
+    else:
+        regression = moments_between(network, source, base, region.end, shape, batches)
+        layers = Fitter(regression, shape).fit(option.form).layers
     return replay(network, [refit(region, layers, skip=option.form.skip, source=source)])
 
 

@@ -168,10 +168,18 @@ def operators(form: Form, shape: Shape) -> tuple[LinearOperator, ...]:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted form: its layers, and the mean squared error that is left, all output channels together."""
+    """A fitted form.
+
+    Attributes:
+        layers: one behind the other.
+        residual: the mean squared error that is left, all output channels together.
+        weight, bias: [O, C k k] and [O]: what the layers amount to, a skip left out; None for the identity.
+    """
 
     layers: tuple[LinearOperator, ...]
     residual: float
+    weight: Tensor | None = None
+    bias: Tensor | None = None
 
 
 class Fitter:
@@ -203,7 +211,8 @@ class Fitter:
                 weight = (factors[1][:, :, None] * factors[0][None]).flatten(1)
             case _:
                 factors = [weight]
-        return self._filled(form, factors, regression.bias(weight), regression.residual(weight))
+        layers = self._filled(form, factors, regression.bias(weight))
+        return Fit(layers, regression.residual(weight), weight, regression.bias(weight))
 
     def residual(self, form: Form) -> float:
         """`fit(form).residual`, without the layers where the spectrum tells."""
@@ -226,10 +235,10 @@ class Fitter:
             (regression.out_mean - regression.in_mean).square().sum().item()
         )
 
-    def _filled(self, form: Form, weights: list[Tensor], bias: Tensor, residual: float) -> Fit:
+    def _filled(self, form: Form, weights: list[Tensor], bias: Tensor) -> tuple[LinearOperator, ...]:
         blank = operators(form, self.shape)
         biases = [torch.zeros(len(one.bias), dtype=torch.float64) for one in blank[:-1]] + [bias]
-        layers = tuple(
+        return tuple(
             LinearOperator(
                 weight.reshape(one.weight.shape).contiguous(),
                 offset,
@@ -240,7 +249,6 @@ class Fitter:
             )
             for one, weight, offset in zip(blank, weights, biases, strict=True)
         )
-        return Fit(layers, residual)
 
 
 class _Solved:
