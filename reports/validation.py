@@ -28,8 +28,8 @@ def markdown(results: Results) -> str:
         "`targets/validation/published.csv`. Where the published program gives every operator an array of its own to "
         f"write to ({APART}), so does the emulated artifact. These figures are of 2020 and 2022: in fp32 they stand "
         "beside the last TensorFlow Lite before LiteRT, of 2023, the oldest that runs here; today's divides products "
-        "of matrices among caches and threads in another way, and is faster. In int8 that one does not ask XNNPACK. No "
-        "figure here was used to set a number of a core or a profile.",
+        "of matrices among caches and threads in another way. In int8 that one does not ask XNNPACK. No figure here "
+        "was used to set a number of a core or a profile.",
     ]
     if same:
         parts += ["## The same runtime", _summary(same), _cases(same)]
