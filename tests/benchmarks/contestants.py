@@ -3,6 +3,7 @@
     auto, easier, layermerge, depth-dp, svd   as a recipe names them; EASIER removes all at once
     lorita          two factors a layer trained on labels for as many steps as recovery takes, merged, then `svd`
     auto-isolated   the plan of `auto`, every edit fitted on the original alone instead of behind the others
+    auto-squares    the plan of `auto`, its refits fitted by least squares before the rectifiers instead of through them
     auto-refits     `auto` without narrowing
     auto-narrow     `auto` with nothing but narrowing
     refit-dense     `auto` with nothing but one dense convolution for two layers or more
@@ -19,6 +20,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from unittest.mock import patch
 
 from problems import Problem
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from calibration.batchnorm import reestimate
 from calibration.dataset import Samples
 from calibration.statistics import collect
+from pipeline.compress import realising
 from pipeline.compress.descent import train
 from pipeline.compress.factorize import PRESETS, factorized, merged
 from pipeline.compress.linearize import channel_dims, sites
@@ -156,6 +159,16 @@ def _isolated(contest: Contest) -> Proposer:
     return propose
 
 
+def _squared(contest: Contest) -> Proposer:
+    asked = contest.auto
+
+    def propose(budget_ms: float) -> Candidate:
+        with patch.object(realising, "cut_behind", lambda network, name: None):
+            return _realised(contest, asked, contest.base, budget_ms)
+
+    return propose
+
+
 def _part(wanted: Callable[[Option], bool], contest: Contest) -> Proposer:
     """`auto` with the options that are wanted."""
     analysis = contest.auto.analysis
@@ -251,6 +264,7 @@ def pruned(contest: Contest, ratio: float) -> nn.Module:
 
 OTHERS: dict[str, Callable[[Contest], Proposer]] = {
     "auto-isolated": _isolated,
+    "auto-squares": _squared,
     "auto-refits": partial(_part, lambda option: option.kind != "narrow"),
     "auto-narrow": partial(_part, lambda option: option.kind == "narrow"),
     "refit-dense": partial(_part, _is_dense),
