@@ -36,7 +36,6 @@ class Emulator:
 
     sysroot: Path
     tools: Path
-    predecessor: Path
     plugin: Path
     pycache: Path
 
@@ -57,10 +56,13 @@ def emulator() -> Emulator:
     home = (cache_root() / "arm").resolve()  # trees link to the sysroot: not through a link that may go away
     sysroot = part(home, "sysroot", [CONTENTS, *SYSROOT_PACKAGES, *wheels(), *executorch.made_of()])
     tools = part(home, "tools", [CONTENTS, *TOOL_PACKAGES])
-    predecessor = part(home, "predecessor", [CONTENTS, *PREDECESSOR_WHEELS])
     plugin = part(home, "plugin", [CONTENTS, *COMPILE, *plugin_sources()])
-    pycache = part(home, "pycache", [sysroot.name, tools.name, predecessor.name])
-    return Emulator(sysroot, tools, predecessor, plugin, pycache)
+    return Emulator(sysroot, tools, plugin, part(home, "pycache", [sysroot.name, tools.name]))
+
+
+def predecessor() -> Path:
+    """The place of LiteRT's predecessor, whether or not it is there: nothing but its own figures needs it."""
+    return part((cache_root() / "arm").resolve(), "predecessor", [CONTENTS, *PREDECESSOR_WHEELS])
 
 
 def plugin_sources() -> list[str]:
@@ -97,6 +99,14 @@ def require() -> Emulator:
                 code="EMULATOR_DAMAGED",
             )
     return places
+
+
+def require_predecessor() -> None:
+    """Raises MissingEnvironmentError `EMULATOR_MISSING` where LiteRT's predecessor is not there, or not whole."""
+    place = predecessor()
+    harm = damage(place) if place.exists() else f"nothing in {place}"
+    if harm:
+        raise environment_missing(f"{PREDECESSOR_WHEELS[0]} is not set up", harm, FIX)
 
 
 def wheels() -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from targets.arm.parts import PLUGIN, QEMU, SITE, Emulator, part
+from targets.arm.parts import PLUGIN, QEMU, SITE, Emulator, part, predecessor
 from targets.cache import staged_directory
 from targets.profile import Profile
 from targets.runners.artifact import PREDECESSOR
@@ -92,7 +92,7 @@ def environment(emulator: Emulator, runtime: str | None = None, *, write_bytecod
     """
     path = [f"/{SITE}", str(RUNNERS)]
     if runtime == PREDECESSOR:
-        path.insert(0, str(emulator.predecessor))
+        path.insert(0, str(predecessor()))
     variables = {
         "LD_LIBRARY_PATH": emulator.libraries,
         "PATH": "/usr/bin:/bin",

@@ -1,13 +1,15 @@
 """Sets up the ARM64 emulator in planish's cache, without root, and says whether it is there.
 
-Five parts, each in a directory named after the hash of what it is made of, each built aside and renamed into place:
+Four parts, each in a directory named after the hash of what it is made of, each built aside and renamed into place:
 
 - `sysroot`: an arm64 Python 3.11 from Debian packages, with the aarch64 wheels of the runtimes; of ExecuTorch's only
   the libraries, and the runner of `.pte` programs, cross-compiled with a compiler that is thrown away
 - `tools`: QEMU's user-mode emulator and LLVM's disassembler and core models, from Debian packages of this machine
-- `predecessor`: TensorFlow Lite 2.14, under whose name apps still ship LiteRT, and the numpy it was built on
 - `plugin`: `simulator/*.c`, compiled here
-- `pycache`: the byte code of a first start, which also proves that the others work together
+- `pycache`: the byte code of a first start, which also proves that the other three work together
+
+A fifth, `predecessor`, is TensorFlow Lite 2.14, under whose name apps still ship LiteRT, and the numpy it was built on.
+Where it cannot be had, set-up goes on without.
 
 Tested on Debian 12; its QEMU 7.2 is a build with plugins. It needs the network once and about 1 GB of disk.
 """
@@ -39,12 +41,14 @@ from targets.arm.parts import (
     emulator,
     environment_missing,
     is_ready,
+    predecessor,
     require,
     wheels,
 )
 from targets.arm.qemu import run_python
 from targets.debian import host_architecture, require_programs
-from targets.parts import Progress, build_missing, libraries, record_versions
+from targets.errors import MissingEnvironmentError
+from targets.parts import Progress, build_missing, damage, libraries, record_versions
 from targets.profile import load_profile
 from targets.runners import artifact, ending, executorch
 
@@ -68,6 +72,7 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
         if not (tree / "usr").exists():
             shutil.rmtree(tree, ignore_errors=True)  # another process may be at it, too
     if is_ready():
+        _ensure_predecessor(home, progress)
         return places
     require_programs(
         ["gcc", "apt-get", "dpkg", "dpkg-deb"],
@@ -79,7 +84,6 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
         steps = (
             (places.tools, _build_tools),
             (places.sysroot, _build_sysroot),
-            (places.predecessor, _build_predecessor),
             (places.plugin, _build_plugin),
             (places.pycache, _build_pycache),
         )
@@ -90,8 +94,18 @@ def ensure(progress: Progress = lambda message: None) -> Emulator:
             f"{home}: {error}",
             "free the space, or set PLANISH_CACHE to a writable directory",
         ) from error
+    _ensure_predecessor(home, progress)
     progress("the ARM64 emulator is ready")
     return places
+
+
+def _ensure_predecessor(home: Path, progress: Progress) -> None:
+    """Without it everything works but its own measurements, which say so."""
+    if not predecessor().exists() or damage(predecessor()):
+        try:
+            build_missing(home, ((predecessor(), _build_predecessor),), 0, progress, kept=".tree-")
+        except (MissingEnvironmentError, OSError) as error:
+            progress(f"going on without {PREDECESSOR_WHEELS[0]}: {error}")
 
 
 def _build_tools(into: Path, progress: Progress) -> None:
@@ -220,13 +234,15 @@ def _build_plugin(into: Path, progress: Progress) -> None:
 
 def _build_pycache(into: Path, progress: Progress) -> None:
     progress("starting the emulated Python once")
-    places = replace(emulator(), pycache=into)
-    today = f"import ctypes, onnxruntime, ai_edge_litert.interpreter; ctypes.CDLL('{artifact.EMULATED_RUNNER}')"
-    for imports, runtime in ((today, None), ("import tflite_runtime.interpreter", artifact.PREDECESSOR)):
-        done = run_python(places, load_profile("pixel-4-cpu"), ["-c", imports], runtime, write_bytecode=True)
-        if done.returncode != 0:
-            raise environment_missing(
-                f"the emulated runtimes do not start ({ending(done.returncode)})",
-                done.stderr.strip()[-300:] or "no output",
-                "use Debian 12 (the tested system) or a container of it",
-            )
+    done = run_python(
+        replace(emulator(), pycache=into),
+        load_profile("pixel-4-cpu"),
+        ["-c", f"import ctypes, onnxruntime, ai_edge_litert.interpreter; ctypes.CDLL('{artifact.EMULATED_RUNNER}')"],
+        write_bytecode=True,
+    )
+    if done.returncode != 0:
+        raise environment_missing(
+            f"the emulated runtimes do not start ({ending(done.returncode)})",
+            done.stderr.strip()[-300:] or "no output",
+            "use Debian 12 (the tested system) or a container of it",
+        )

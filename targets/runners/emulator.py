@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.arm import chip, operands, pricing, qemu
-from targets.arm.parts import PREDECESSOR_WHEELS, Emulator, emulator_parts, require
+from targets.arm.parts import PREDECESSOR_WHEELS, Emulator, emulator_parts, require, require_predecessor
 from targets.arm.records import MARKS
 from targets.arm.wire import Conversation, Record
 from targets.cache import cache_root, write_atomic
@@ -72,6 +72,8 @@ def time_artifacts(
         PlanishError: `EMULATION_FAILED`, `TIMING_FAILED`.
     """
     emulator = require()
+    if runtime:
+        require_predecessor()
     paths = [_remembered(job, format, profile, threads, phases, runtime) for job in jobs]
     timings = [_recall(path) for path in paths]
     missing = [index for index, timing in enumerate(timings) if timing is None]
@@ -320,7 +322,7 @@ def _remembered(
         *emulator_parts(),
         *_sources(),
         format,
-        runtime or "",
+        *(PREDECESSOR_WHEELS if runtime else ()),
         profile.version,
         str(threads),
         str(phases),

@@ -39,7 +39,8 @@ def first(emulator, small, wider):
 
 @pytest.mark.parametrize("format", ["tflite", "onnx"])
 def test_the_same_artifact_takes_the_same_time_in_another_emulator(emulator, small, tmp_path, monkeypatch, format):
-    """Twice emulated, each time without a remembered timing. A line in another cache more or less is 300 cycles."""
+    """Twice emulated, each time without a remembered timing. A line in another cache more or less is 300 cycles, and
+    where an allocation falls is a hundred instructions of these hundred thousand."""
     artifact, inputs = small[format]
     found = []
     for name in ("one", "other"):
@@ -49,7 +50,7 @@ def test_the_same_artifact_takes_the_same_time_in_another_emulator(emulator, sma
     one, other = found
     assert one.cycles == pytest.approx(other.cycles, rel=1e-3, abs=1000)
     assert one.samples_ms == pytest.approx(other.samples_ms, rel=1e-3, abs=1e-3)
-    assert one.instructions == pytest.approx(other.instructions, rel=1e-3)
+    assert one.instructions == pytest.approx(other.instructions, rel=1e-3, abs=300)
     assert one.n == emulator_runner.PHASES and one.low_ms <= one.median_ms <= one.high_ms
 
 

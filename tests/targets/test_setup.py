@@ -16,7 +16,7 @@ from targets import debian
 from targets.arm import parts, qemu, setup
 from targets.cache import cache_root, staged_directory, write_atomic
 from targets.errors import MissingEnvironmentError
-from targets.measure import measure
+from targets.measure import measure, measure_many
 from targets.parts import CONTENTS, damage, record_contents
 from targets.profile import load_profile
 from targets.runners import executorch
@@ -222,12 +222,36 @@ def test_a_damaged_part_is_said_before_anything_runs_and_built_again(empty_cache
     assert str(caught.value).count("\n") == 3
 
     monkeypatch.setattr(setup, "require_programs", lambda *args: None)
-    monkeypatch.setattr(setup, "_build_sysroot", lambda into, progress: (into / "new").write_text("new"))
+    for build in ("_build_sysroot", "_build_predecessor"):
+        monkeypatch.setattr(setup, build, lambda into, progress: (into / "new").write_text("new"))
     said = []
     assert setup.ensure(said.append) == places == parts.require()
     assert "again" in said[0] and places.sysroot.name in said[0]
     assert [path.name for path in places.sysroot.iterdir() if path.name != CONTENTS] == ["new"]
     assert (places.tools / "file").exists(), "what was whole is kept"
+
+
+def test_without_the_runtime_of_older_apps_all_else_is_set_up(empty_cache, monkeypatch, small):
+    def refuse(into, progress):
+        (into / "half").write_text("of it")
+        raise parts.environment_missing("no wheel", "the index does not have it", "look elsewhere")
+
+    places = build_parts()
+    monkeypatch.setattr(setup, "_build_predecessor", refuse)
+    said = []
+    assert setup.ensure(said.append) == places and "going on without tflite-runtime" in said[-1]
+    assert not parts.predecessor().exists()
+    with pytest.raises(MissingEnvironmentError) as caught:
+        measure_many(
+            [(small["tflite"][0], "tflite", small["tflite"][1])],
+            profile=load_profile("pixel-4-cpu"),
+            runtime="tflite-runtime",
+        )
+    assert caught.value.code == "EMULATOR_MISSING" and "tflite-runtime==2.14.0" in caught.value.what
+    assert "`planish targets setup pixel-4-cpu`" in caught.value.fix
+    monkeypatch.setattr(setup, "_build_predecessor", lambda into, progress: (into / "new").write_text("new"))
+    setup.ensure()
+    assert (parts.predecessor() / "new").exists()
 
 
 @pytest.mark.emulator
@@ -253,7 +277,7 @@ def test_set_up_removes_what_links_to_where_the_cache_was(emulator, tmp_path):
 
 
 def test_the_emulator_as_it_was_set_up_is_whole(emulator):
-    assert [damage(part) for part in vars(emulator).values()] == [None] * 5
+    assert [damage(part) for part in vars(emulator).values()] == [None] * 4
 
 
 def test_a_timing_plugin_that_does_not_compile_is_quoted(empty_cache, tmp_path, monkeypatch):
@@ -261,18 +285,16 @@ def test_a_timing_plugin_that_does_not_compile_is_quoted(empty_cache, tmp_path, 
     (tmp_path / "bin/gcc").write_text(
         "#!/bin/sh\necho 'In file: note' >&2; echo 'x.c:3:1: error: no stdio.h' >&2; exit 1"
     )
-    places = build_parts("tools", "sysroot", "predecessor")
+    places = build_parts("tools", "sysroot")
     with pytest.raises(MissingEnvironmentError) as caught:
         setup.ensure()
     assert caught.value.code == "EMULATOR_MISSING" and caught.value.what == "the timing plugin does not compile"
     assert caught.value.why == "x.c:3:1: error: no stdio.h" and "apt-get install" in caught.value.fix
-    assert {path.name for path in places.plugin.parent.iterdir()} == only_lock_and(
-        places.tools, places.sysroot, places.predecessor
-    )
+    assert {path.name for path in places.plugin.parent.iterdir()} == only_lock_and(places.tools, places.sysroot)
 
 
 def test_a_runtime_that_does_not_start_is_said_with_how_it_ended(empty_cache, monkeypatch):
-    places = build_parts("tools", "sysroot", "predecessor", "plugin")
+    places = build_parts("tools", "sysroot", "plugin")
     monkeypatch.setattr(setup, "require_programs", lambda *args: None)
     ended = subprocess.CompletedProcess([], -signal.SIGILL, stdout="", stderr="qemu: uncaught target signal 4")
     monkeypatch.setattr(setup, "run_python", lambda *args, **options: ended)
