@@ -99,7 +99,7 @@ def measure_many(
         UsageError: also `RUNTIME_UNAVAILABLE`.
     """
     if runtime:
-        require_predecessor(runtime, [format for _, format, _ in artifacts], profile)
+        require_runtime(runtime, [format for _, format, _ in artifacts], profile)
     if profile.kind == "gpu":
         from targets.gpu import modelled  # which makes measurements itself
 
@@ -118,7 +118,7 @@ def measure_many(
     ]
 
 
-def require_predecessor(runtime: str, formats: Sequence[str], profile: Profile) -> None:
+def require_runtime(runtime: str, formats: Sequence[str], profile: Profile) -> None:
     """Raises UsageError `RUNTIME_UNAVAILABLE`."""
     if runtime == PREDECESSOR and profile.kind == "emulator" and set(formats) == {"tflite"}:
         return

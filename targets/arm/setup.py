@@ -105,7 +105,7 @@ def _ensure_predecessor(home: Path, progress: Progress) -> None:
         try:
             build_missing(home, ((predecessor(), _build_predecessor),), 0, progress, kept=".tree-")
         except (MissingEnvironmentError, OSError) as error:
-            progress(f"going on without {PREDECESSOR_WHEELS[0]}: {error}")
+            progress(f"going on without {PREDECESSOR_WHEELS[0]}: {getattr(error, 'why', error)}")
 
 
 def _build_tools(into: Path, progress: Progress) -> None:
