@@ -230,10 +230,13 @@ def cache_facts(profile: Profile) -> list[Fact]:
 
 def memory_facts(profile: Profile) -> list[Fact]:
     """Main memory."""
-    return [
+    facts = [
         Fact("DRAM latency", f"{profile.dram.latency_ns:g} ns", ("dram.latency_ns",)),
         Fact("DRAM bandwidth", f"{profile.dram.bandwidth_gb_s:g} GB/s, reads and writes", ("dram.bandwidth_gb_s",)),
     ]
+    if shared := profile.dram.shared_bandwidth_gb_s:
+        facts.append(Fact("... of several cores", f"{shared:g} GB/s together", ("dram.shared_bandwidth_gb_s",)))
+    return facts
 
 
 def profile_json(

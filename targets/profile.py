@@ -52,6 +52,7 @@ class Dram:
 
     latency_ns: float = between(20, 500, "ns")  # of a random load
     bandwidth_gb_s: float = between(0.5, 500, "GB/s")  # practical, reads and writes together
+    shared_bandwidth_gb_s: float | None = between(0.5, 500, "GB/s")  # the same when several cores ask; None: as much
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,15 @@ WAKE_US = 5.0
 HANDOVER_NS = 65.0
 
 
-def packed(profile: Profile) -> bytes:
-    """`struct machine` of simulator.h."""
+def packed(profile: Profile, threads: int = 1) -> bytes:
+    """`struct machine` of simulator.h.
+
+    Args:
+        threads: on as many cores; what memory serves several together may be less than what it serves one.
+    """
     core, ghz = profile.core, profile.clock_ghz
     l1, l2, l3, dram = profile.l1d, profile.l2, profile.l3, profile.dram
+    bandwidth = (dram.shared_bandwidth_gb_s if threads > 1 else None) or dram.bandwidth_gb_s
     fields = (
         core.mispredict_cycles,
         core.line_fills,
@@ -44,6 +49,6 @@ def packed(profile: Profile) -> bytes:
         l3.ways if l3 else 1,
         l3.latency_ns * ghz if l3 else 0,
         dram.latency_ns * ghz,
-        LINE_BYTES / dram.bandwidth_gb_s * ghz,
+        LINE_BYTES / bandwidth * ghz,
     )
     return struct.pack(f"={len(fields)}d", *fields)

@@ -234,7 +234,7 @@ def _session(
     running = set() if running is None else running
     timed = plan["mode"] != "run"
     conversation = Conversation(
-        chip.packed(profile), lambda blocks: pricing.prices(blocks, emulator, profile.core), calls
+        chip.packed(profile, plan["threads"]), lambda blocks: pricing.prices(blocks, emulator, profile.core), calls
     )
     with tempfile.TemporaryDirectory(prefix="planish-emulator-") as scratch:
         plan_path, result_path, log_path = (Path(scratch) / name for name in ("plan.json", "result.json", "stderr"))

@@ -61,8 +61,8 @@ def changed(profile: Profile, path: str) -> Profile:
     return new
 
 
-def unpacked(profile: Profile) -> dict[str, float]:
-    return dict(zip(FIELDS, struct.unpack(f"={len(FIELDS)}d", chip.packed(profile)), strict=True))
+def unpacked(profile: Profile, threads: int = 1) -> dict[str, float]:
+    return dict(zip(FIELDS, struct.unpack(f"={len(FIELDS)}d", chip.packed(profile, threads)), strict=True))
 
 
 def test_the_compiler_lays_the_struct_out_as_it_is_packed(tmp_path):
@@ -94,6 +94,15 @@ def test_bandwidth_is_the_time_between_two_lines():
     cycles = unpacked(profile)["dram_interval"]
     lines_a_second = profile.clock_ghz * 1e9 / cycles
     assert lines_a_second * chip.LINE_BYTES == pytest.approx(profile.dram.bandwidth_gb_s * 1e9)
+
+
+def test_memory_serves_several_cores_what_was_measured_with_several_cores():
+    profile = load_profile("raspberry-pi-4")
+    one, two, four = (unpacked(profile, threads)["dram_interval"] for threads in (1, 2, 4))
+    assert two == four == pytest.approx(one * profile.dram.bandwidth_gb_s / profile.dram.shared_bandwidth_gb_s)
+    unmeasured = load_profile("pixel-4-cpu")
+    assert unmeasured.dram.shared_bandwidth_gb_s is None
+    assert unpacked(unmeasured, 4) == unpacked(unmeasured)
 
 
 def test_a_faster_clock_sees_a_slower_memory():

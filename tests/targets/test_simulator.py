@@ -44,7 +44,7 @@ class Simulated:
     def __init__(self, library: Path, profile: Profile, cores: int) -> None:
         self._library = ctypes.CDLL(str(library))
         self.profile = profile
-        self.open_chip(chip.packed(profile), cores)
+        self.open_chip(chip.packed(profile, cores), cores)
 
     def __getattr__(self, name: str) -> Callable[..., float]:
         function = getattr(self._library, name)
@@ -77,7 +77,7 @@ def base() -> Profile:
         load_profile("pixel-4-cpu"),
         l2=L2Cache(kib=256, ways=8, latency_ns=4.0, shared=False),
         l3=L3Cache(kib=2048, ways=16, latency_ns=15.0),
-        dram=Dram(latency_ns=120.0, bandwidth_gb_s=10.0),
+        dram=Dram(latency_ns=120.0, bandwidth_gb_s=10.0, shared_bandwidth_gb_s=None),
     )
 
 
@@ -138,7 +138,7 @@ def test_translation_costs_what_the_level_of_the_tlb_says(simulated, base, pages
 
 
 def test_independent_misses_overlap_as_far_as_there_are_line_fills(simulated, base):
-    wide = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=400.0), l3=None)
+    wide = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=400.0, shared_bandwidth_gb_s=None), l3=None)
     rates = [simulated(with_core(wide, line_fills=fills)).scatter(256 * MB, 20_000, 400.0) for fills in (4, 8)]
     assert rates[0] == pytest.approx(wide.clock_ghz * 120 / 4, rel=0.25)
     assert rates[0] / rates[1] == pytest.approx(2, rel=0.1)
@@ -166,21 +166,22 @@ def test_what_is_shorter_late_than_the_core_can_go_on_costs_nothing(simulated, b
 
 @pytest.mark.parametrize("gb_s", [4.0, 12.0])
 def test_a_copy_is_as_fast_as_the_memory(simulated, base, gb_s):
-    profile = writes_past_at_once(replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=gb_s)))
+    memory = Dram(latency_ns=120.0, bandwidth_gb_s=gb_s, shared_bandwidth_gb_s=None)
+    profile = writes_past_at_once(replace(base, dram=memory))
     size = 16 * MB
     found = simulated(profile).sweep(0, FAR, 2 * FAR, size, 0.5, PATIENT)
     assert found == pytest.approx(bandwidth_limit(profile, 2 * size / LINE), rel=0.1)
 
 
 def test_a_read_stream_is_as_fast_as_the_memory(simulated, base):
-    profile = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=6.0))
+    profile = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=6.0, shared_bandwidth_gb_s=None))
     size = 16 * MB
     found = simulated(profile).sweep(0, FAR, 0, size, 0.5, PATIENT)
     assert found == pytest.approx(bandwidth_limit(profile, size / LINE), rel=0.1)
 
 
 def test_the_prefetcher_hides_memory_from_a_core_that_cannot_wait(simulated, base):
-    eager = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=100.0))
+    eager = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=100.0, shared_bandwidth_gb_s=None))
     blind = with_core(eager, prefetch=replace(eager.core.prefetch, lines=0))
     size = 4 * MB
     found, alone = (simulated(profile).sweep(0, FAR, 0, size, 2.0, 0.0) for profile in (eager, blind))
@@ -197,10 +198,12 @@ def test_write_streaming_saves_reading_what_is_overwritten(simulated, base):
 
 
 def test_two_cores_share_the_bandwidth(simulated, base):
-    slow = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=5.0))
+    slow = replace(base, dram=Dram(latency_ns=120.0, bandwidth_gb_s=5.0, shared_bandwidth_gb_s=None))
     one, two = (simulated(slow, cores=2).read_together(n, 8 * MB, 0.5, PATIENT) for n in (1, 2))
     assert two / one == pytest.approx(2, rel=0.1)
     assert two == pytest.approx(bandwidth_limit(slow, 2 * 8 * MB / LINE), rel=0.1)
+    narrow = replace(slow, dram=replace(slow.dram, shared_bandwidth_gb_s=2.5))
+    assert simulated(narrow, cores=2).read_together(2, 8 * MB, 0.5, PATIENT) == pytest.approx(2 * two, rel=0.1)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -21,17 +21,25 @@ static struct server dram, ports[MAX_CORES];
 static double shared_fills[MAX_FILLS];
 static uint32_t next_shared_fill;
 
+/* The slot, empty if it last stood for an earlier time. */
+static double *used_in(struct server *server, uint64_t slot)
+{
+    uint64_t i = slot % SLOTS;
+    if (server->slot[i] != slot)
+        server->slot[i] = slot, server->used[i] = 0;
+    return &server->used[i];
+}
+
 static double served(struct server *server, double time, double interval)
 {
     uint64_t slot = (uint64_t)(time / SLOT);
-    for (;; slot++) {
-        uint64_t i = slot % SLOTS;
-        if (server->slot[i] != slot)
-            server->slot[i] = slot, server->used[i] = 0;
-        if (server->used[i] + interval <= SLOT || server->used[i] == 0)
-            break;
+    while (*used_in(server, slot) >= SLOT)
+        slot++;
+    *used_in(server, slot) += interval;
+    for (uint64_t full = slot; *used_in(server, full) > SLOT; full++) { /* the rest is the next one's */
+        *used_in(server, full + 1) += *used_in(server, full) - SLOT;
+        *used_in(server, full) = SLOT;
     }
-    server->used[slot % SLOTS] += interval;
     return fmax(time, (double)slot * SLOT);
 }
 
