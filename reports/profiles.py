@@ -235,7 +235,7 @@ def memory_facts(profile: Profile) -> list[Fact]:
         Fact("DRAM bandwidth", f"{profile.dram.bandwidth_gb_s:g} GB/s, reads and writes", ("dram.bandwidth_gb_s",)),
     ]
     if shared := profile.dram.shared_bandwidth_gb_s:
-        facts.append(Fact("... of several cores", f"{shared:g} GB/s together", ("dram.shared_bandwidth_gb_s",)))
+        facts.append(Fact("of several cores", f"{shared:g} GB/s together", ("dram.shared_bandwidth_gb_s",)))
     return facts
 
 
