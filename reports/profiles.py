@@ -109,7 +109,8 @@ def profile_view(
             why = list(dict.fromkeys(described.unknown[field] for field in fact.fields if field in described.unknown))
             gaps += [(fact.label, reason) for reason in why]
             numbers = notes.numbers(described.sources[field] for field in fact.fields)
-            value = Text.assemble((f"{STAND_IN} " if why else "", "yellow"), fact.value, (f"  {numbers}", "dim"))
+            cited = (f"  {numbers}" if fact.fields else "", "dim")
+            value = Text.assemble((f"{STAND_IN} " if why else "", "yellow"), fact.value, cited)
             rows.append((fact.label, value))
         parts += _section(title, rows)
     trust = gpu_trust(profile) if profile.gpu else _trust(profile, checked, cost_errors)
@@ -236,6 +237,8 @@ def memory_facts(profile: Profile) -> list[Fact]:
     ]
     if shared := profile.dram.shared_bandwidth_gb_s:
         facts.append(Fact("of several cores", f"{shared:g} GB/s together", ("dram.shared_bandwidth_gb_s",)))
+    elif profile.cores > 1:
+        facts.append(Fact("of several cores", f"{STAND_IN} as much together; no measurement was found", ()))
     return facts
 
 
