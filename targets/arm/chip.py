@@ -18,11 +18,12 @@ def packed(profile: Profile, threads: int = 1) -> bytes:
     """`struct machine` of simulator.h.
 
     Args:
-        threads: on as many cores; what memory serves several together may be less than what it serves one.
+        threads: on as many cores; from two on, memory serves them together what was measured with all.
     """
     core, ghz = profile.core, profile.clock_ghz
     l1, l2, l3, dram = profile.l1d, profile.l2, profile.l3, profile.dram
-    bandwidth = (dram.shared_bandwidth_gb_s if threads > 1 else None) or dram.bandwidth_gb_s
+    measured_together = dram.shared_bandwidth_gb_s is not None
+    bandwidth = dram.shared_bandwidth_gb_s if threads > 1 and measured_together else dram.bandwidth_gb_s
     fields = (
         core.mispredict_cycles,
         core.line_fills,
