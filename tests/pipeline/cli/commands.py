@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from click.testing import CliRunner, Result
 from tiny import CLASSES, SHAPE
 
 from pipeline.cli.main import cli
+from pipeline.export.staging import PREFIX
 
 ROOT = Path(__file__).parents[3]
 COMMAND = (sys.executable, "-P", "-c", "from pipeline.cli.main import main; main()")
@@ -52,6 +55,21 @@ def finished(*words: object, customized: Path | None = None) -> subprocess.Compl
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def wait_for(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
+    """Returns as soon as `when` holds; it must hold before the process ends."""
+    deadline = time.monotonic() + 300
+    while not when():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate())
+        time.sleep(0.005)
+
+
+def exporting(run: Path) -> bool:
+    """Whether a network is being converted: only the run's own folder is read, what lies deeper comes and goes."""
+    return any(run.glob(f"{PREFIX}*"))
 
 
 def structured(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

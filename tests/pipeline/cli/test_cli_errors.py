@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import COMMAND, ENVIRONMENT, events_of, finished, planish, started, structured
+from commands import COMMAND, ENVIRONMENT, events_of, exporting, finished, planish, started, structured, wait_for
 from tiny import SHAPE, tiny
 
 from pipeline.store.run_directory import RunDirectory
@@ -280,10 +279,7 @@ def no_litter(run: Path) -> bool:
 def test_an_interrupt_prints_the_command_that_resumes(in_user_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "a run"
     process = started(*fit_words(run))
-    deadline = time.monotonic() + 120
-    while not any(run.rglob(".export-*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
+    wait_for(process, lambda: exporting(run))
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "") and "Traceback" not in stderr

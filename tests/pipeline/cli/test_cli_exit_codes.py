@@ -6,11 +6,10 @@ import json
 import re
 import shlex
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from commands import MODEL, events_of, finished, planish, stages_of, started
+from commands import MODEL, events_of, exporting, finished, planish, stages_of, started, wait_for
 
 from reports.events import LOG
 from reports.records import read_run
@@ -105,10 +104,7 @@ def test_6_what_a_target_needs_is_missing(
 def test_130_an_interrupt_says_how_to_go_on(in_user_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "a run"
     process = started("fit", *MODEL, *HERE, "--size", "1MB", "-o", run)
-    deadline = time.monotonic() + 120
-    while not any(run.rglob(".export-*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
+    wait_for(process, lambda: exporting(run))
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "") and "Traceback" not in stderr

@@ -8,14 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import ENVIRONMENT, MODEL, events_of, finished, planish, stages_of, started
+from commands import ENVIRONMENT, MODEL, events_of, exporting, finished, planish, stages_of, started, wait_for
 from tiny import SHAPE
 
 from pipeline.export.artifact import sha256_of
@@ -182,7 +181,7 @@ class TestAFit:
         """While a probe is exported, after it was checked, while the network recovers; each followed by --resume."""
         run = tmp_path / "run"
         planned = run / "candidates/01/network/.stage.json"
-        kill(started("fit", *JOB, "-o", run, "-q"), lambda: planned.exists() and any(run.glob(".export-*")))
+        kill(started("fit", *JOB, "-o", run, "-q"), lambda: planned.exists() and exporting(run))
         assert not (run / "candidates/01/tflite").exists()
         finished_by = [(len(events_of(run)), whole(run))]
 
@@ -227,10 +226,7 @@ class TestAFit:
 
 def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
     """SIGKILL as soon as `when` holds; it must hold before the process ends."""
-    deadline = time.monotonic() + 300
-    while not when():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.005)
+    wait_for(process, when)
     process.kill()
     process.communicate()
 
