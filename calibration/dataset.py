@@ -1,4 +1,7 @@
-"""The user's samples: opened from one of four places, checked, and handed out in batches of a fixed order."""
+"""The user's samples: opened from one of four places, checked, and handed out in batches of a fixed order.
+
+They are read as NumPy arrays: PyTorch is imported by who asks for tensors, as `planish measure` does not.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from calibration.callables import load_callable
 from calibration.sources import Source, from_returned, read_folder, read_npz
 from targets.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PASS_VALUES = 1 << 21  # of the inputs of one forward pass
 
@@ -40,10 +46,10 @@ class Normalization:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         """x: [C, ...] float32."""
-        per_channel = (-1,) + (1,) * (x.ndim - 1)
-        return (x - torch.tensor(self.mean).view(per_channel)) / torch.tensor(self.std).view(per_channel)
+        mean, std = (np.reshape(each, (-1,) + (1,) * (x.ndim - 1)) for each in (self.mean, self.std))
+        return (x - mean.astype(np.float32)) / std.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +86,7 @@ class Samples:
         None for samples that are no images of 8 bits: what was done to them before is not known.
         """
         x, _ = self._source.sample(self._indices[0])
-        if x.dtype != torch.uint8 or x.ndim != 3:
+        if x.dtype != np.uint8 or x.ndim != 3:
             return None
         known = self._normalization or Normalization((0.0,), (1.0,))
         return Normalization(*(values * (x.shape[0] // len(values)) for values in (known.mean, known.std)))
@@ -90,19 +96,26 @@ class Samples:
         """Samples in one forward pass: 64, but fewer large ones, for their feature maps take memory."""
         return min(64, max(8, PASS_VALUES // math.prod(self.shape)))
 
-    def batches(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def arrays(self, batch_size: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Yields x: [B, *shape] float32 and y: [B] int64 (None without labels), always in the same order.
 
-        The last batch holds what is left over. Images lie in memory with the channels last, the way in which
-        convolutions are faster. Raises `UsageError` DATA_SHAPE, DATA_LABELS, DATA_FORMAT or DATA_CALLABLE when a sample
-        cannot be used.
+        The last batch holds what is left over. Raises `UsageError` DATA_SHAPE, DATA_LABELS, DATA_FORMAT or
+        DATA_CALLABLE when a sample cannot be used.
         """
         size = batch_size or self.batch_size
         for start in range(0, len(self), size):
             read = [self._read(index) for index in self._indices[start : start + size]]
-            x = torch.stack([x for x, _ in read])
+            y = np.array([y for _, y in read], np.int64) if self.has_labels else None
+            yield np.stack([x for x, _ in read]), y
+
+    def batches(self, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """As `arrays`, as tensors. Images lie in memory with the channels last: so convolutions are faster."""
+        import torch
+
+        for array, labels in self.arrays(batch_size):
+            x = torch.from_numpy(array)
             x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-            yield x, torch.tensor([y for _, y in read], dtype=torch.int64) if self.has_labels else None
+            yield x, None if labels is None else torch.from_numpy(labels)
 
     def select(self, positions: Sequence[int]) -> Samples:
         """The samples at `positions`, in that order; a permutation of `range(len(self))` shuffles."""
@@ -142,18 +155,18 @@ class Samples:
         """Reads every sample once and returns what was seen.
 
         Raises `UsageError`: DATA_NAN for a sample with NaN or infinite values, DATA_LABELS for a label outside
-        [0, classes), and what `batches` raises.
+        [0, classes), and what `arrays` raises.
         """
         low, high = float("inf"), float("-inf")
-        for number, (x, y) in enumerate(self.batches()):
+        for number, (x, y) in enumerate(self.arrays()):
             first = number * self.batch_size
-            finite = x.flatten(1).isfinite().all(1)
+            finite = np.isfinite(x.reshape(len(x), -1)).all(1)
             if not finite.all():
-                raise self._not_finite(first + int((~finite).nonzero()[0]))
+                raise self._not_finite(first + int(finite.argmin()))
             if y is not None:
                 outside = (y < 0) if self.classes is None else (y < 0) | (y >= self.classes)
                 if outside.any():
-                    position = int(outside.nonzero()[0])
+                    position = int(outside.argmax())
                     raise self._label_outside(first + position, int(y[position]))
             low, high = min(low, float(x.min())), max(high, float(x.max()))
         return SampleInfo(len(self), self.shape, self.has_labels, self.classes, low, high)
@@ -164,14 +177,14 @@ class Samples:
         digest = hashlib.sha256(repr((self.shape, self.has_labels)).encode())
         for index in self._indices:
             x, y = self._read(index)
-            digest.update(x.contiguous().numpy().tobytes())
+            digest.update(x.tobytes())
             digest.update(b"" if y is None else struct.pack("<q", y))
         return digest.hexdigest()
 
-    def _read(self, index: int) -> tuple[Tensor, int | None]:
+    def _read(self, index: int) -> tuple[np.ndarray, int | None]:
         x, y = self._source.sample(index)
-        if tuple(x.shape) != self.shape:
-            raise _wrong_shape(self._source.where(index), tuple(x.shape), self.shape, "the other samples have")
+        if x.shape != self.shape:
+            raise _wrong_shape(self._source.where(index), x.shape, self.shape, "the other samples have")
         if (y is not None) != self.has_labels:
             raise UsageError(
                 "some samples have labels and some have none",
@@ -180,7 +193,7 @@ class Samples:
                 fix="label all samples, or none",
                 code="DATA_LABELS",
             )
-        x = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
+        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
         return (x if self._normalization is None else self._normalization(x)), y
 
     def _not_finite(self, position: int) -> UsageError:
@@ -242,14 +255,14 @@ def open_samples(
             code="DATA_EMPTY",
         )
     x, y = opened.sample(0)
-    if expected is not None and tuple(x.shape) != expected:
-        raise _wrong_shape(opened.where(0), tuple(x.shape), expected, "the network expects")
+    if expected is not None and x.shape != expected:
+        raise _wrong_shape(opened.where(0), x.shape, expected, "the network expects")
     normalization = None
     if mean is not None or std is not None:
-        normalization = _normalization(mean, std, tuple(x.shape))
+        normalization = _normalization(mean, std, x.shape)
     return Samples(
         str(source),
-        tuple(x.shape),
+        x.shape,
         classes if classes is not None else len(names) or None,
         y is not None,
         opened,

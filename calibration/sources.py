@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from calibration.callables import UserCallable
 from targets.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -28,7 +29,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sample(self, index: int) -> tuple[Tensor, int | None]: ...
+    def sample(self, index: int) -> tuple[np.ndarray, int | None]: ...
 
     def where(self, index: int) -> str:
         """What an error calls the sample: a file, or a place in an array."""
@@ -40,8 +41,8 @@ class ArraySource:
     """x: [N, ...] uint8 or floating; y: [N] int64, or None."""
 
     name: str
-    x: Tensor
-    y: Tensor | None
+    x: np.ndarray
+    y: np.ndarray | None
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2:
@@ -64,7 +65,7 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.x)
 
-    def sample(self, index: int) -> tuple[Tensor, int | None]:
+    def sample(self, index: int) -> tuple[np.ndarray, int | None]:
         return self.x[index], None if self.y is None else int(self.y[index])
 
     def where(self, index: int) -> str:
@@ -81,7 +82,7 @@ class SequenceSource:
     def __len__(self) -> int:
         return len(self.items)
 
-    def sample(self, index: int) -> tuple[Tensor, int | None]:
+    def sample(self, index: int) -> tuple[np.ndarray, int | None]:
         try:
             item = self.items[index]
         except Exception as error:  # anything may go wrong in user code
@@ -89,7 +90,9 @@ class SequenceSource:
         x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
         return self._as_sample(x, index), self._as_label(y, index)
 
-    def _as_sample(self, x: Any, index: int) -> Tensor:
+    def _as_sample(self, x: Any, index: int) -> np.ndarray:
+        from torch import Tensor
+
         if not isinstance(x, Tensor | np.ndarray):
             raise UsageError(
                 "a sample is neither a tensor nor an array",
@@ -99,7 +102,7 @@ class SequenceSource:
                 "torchvision.transforms.ToTensor()",
                 code="DATA_FORMAT",
             )
-        return as_tensor(x, self.where(index))
+        return as_array(x, self.where(index))
 
     def _as_label(self, y: Any, index: int) -> int | None:
         if y is None:
@@ -127,7 +130,7 @@ class FolderSource:
     labels: tuple[int, ...] | None
     shape: tuple[int, ...] | None  # [C, H, W]; None keeps each image's own size, as RGB
     cache_bytes: int = 256 << 20
-    _cache: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.shape is not None and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
@@ -142,15 +145,15 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.files)
 
-    def sample(self, index: int) -> tuple[Tensor, int | None]:
+    def sample(self, index: int) -> tuple[np.ndarray, int | None]:
         pixels = self._cache.get(index)
         if pixels is None:
             pixels = self._decode(self.files[index])
-            if (len(self._cache) + 1) * pixels.numel() <= self.cache_bytes:
+            if (len(self._cache) + 1) * pixels.size <= self.cache_bytes:
                 self._cache[index] = pixels
         return pixels, None if self.labels is None else self.labels[index]
 
-    def _decode(self, file: Path) -> Tensor:
+    def _decode(self, file: Path) -> np.ndarray:
         """[C, H, W] uint8: scaled until it just covers height and width, and cropped at the centre."""
         from PIL import Image, ImageOps
 
@@ -170,8 +173,8 @@ class FolderSource:
         if self.shape is not None:
             height, width = self.shape[1:]
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image))
-        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+        pixels = np.array(image)
+        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def where(self, index: int) -> str:
         return str(self.files[index])
@@ -242,10 +245,10 @@ def from_arrays(arrays: Mapping[str, Any], name: str) -> ArraySource:
             code="DATA_FORMAT",
         )
     y = arrays.get("y")
-    return ArraySource(name, as_tensor(arrays[key], name), None if y is None else _labels(y, name))
+    return ArraySource(name, as_array(arrays[key], name), None if y is None else _labels(y, name))
 
 
-def _labels(y: Any, name: str) -> Tensor:
+def _labels(y: Any, name: str) -> np.ndarray:
     """[N] int64; DATA_LABELS for anything that is not a list of whole numbers."""
     array = np.asarray(y)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
@@ -256,7 +259,7 @@ def _labels(y: Any, name: str) -> Tensor:
             fix="give y the shape [N] and an integer type; for one-hot rows use y.argmax(1)",
             code="DATA_LABELS",
         )
-    return torch.from_numpy(array.astype(np.int64))
+    return array.astype(np.int64)
 
 
 def from_returned(returned: Any, origin: UserCallable, limit: int | None) -> Source:
@@ -264,8 +267,11 @@ def from_returned(returned: Any, origin: UserCallable, limit: int | None) -> Sou
 
     An iterator is read until it ends or `limit` samples are there.
     """
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
     arrays = (Tensor, np.ndarray)
-    if isinstance(returned, torch.utils.data.DataLoader):
+    if isinstance(returned, DataLoader):
         raise _unusable(origin, "a DataLoader, which batches and may shuffle", "return its .dataset")
     if isinstance(returned, Mapping):
         return from_arrays(returned, origin.reference)
@@ -297,27 +303,22 @@ def _unusable(origin: UserCallable, what: str, fix: str) -> UsageError:
     )
 
 
-def as_tensor(x: Any, where: str) -> Tensor:
-    """x as a uint8 or floating tensor; DATA_FORMAT for any other type, since its scale would be a guess."""
-    array = x if isinstance(x, Tensor) else np.asarray(x)
-    if not isinstance(array, Tensor):
-        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-            raise _wrong_type(str(array.dtype), where)
-        return torch.from_numpy(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("="), copy=False))
-    if array.dtype != torch.uint8 and not array.is_floating_point():
-        raise _wrong_type(_plain(array.dtype), where)
-    return array.detach()
+def as_array(x: Any, where: str) -> np.ndarray:
+    """x as a uint8 or floating array; DATA_FORMAT for any other type, since its scale would be a guess."""
+    array = _of_tensor(x) if hasattr(x, "detach") else np.asarray(x)
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise UsageError(
+            f"samples of type {array.dtype} cannot be used",
+            where=where,
+            why="only uint8 (scaled to [0, 1]) and floating samples have a known meaning",
+            fix="convert them to the float32 values that the network expects",
+            code="DATA_FORMAT",
+        )
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _wrong_type(dtype: str, where: str) -> UsageError:
-    return UsageError(
-        f"samples of type {dtype} cannot be used",
-        where=where,
-        why="only uint8 (scaled to [0, 1]) and floating samples have a known meaning",
-        fix="convert them to the float32 values that the network expects",
-        code="DATA_FORMAT",
-    )
+def _of_tensor(x: Tensor) -> np.ndarray:
+    import torch
 
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    known = not x.is_floating_point() or x.dtype in (torch.float16, torch.float32, torch.float64)
+    return (x if known else x.float()).detach().cpu().numpy()  # NumPy has no bfloat16

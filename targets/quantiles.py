@@ -66,7 +66,7 @@ def quantile_interval(
         rounds: how many samples each round of the session gave, in order; batches are made of whole rounds. None:
             the samples are independent.
     """
-    from scipy.special import bdtr, bdtrc  # a third of a second to import, for what is timed by the clock alone
+    from scipy.special import bdtr, bdtrc  # a quarter of a second to import
 
     values = np.asarray(samples, dtype=float)
     n, tail = len(values), (1 - confidence) / 2

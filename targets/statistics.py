@@ -38,22 +38,26 @@ def summarize(
     Raises:
         ValueError: no sample, or one that is negative or not finite.
     """
-    from targets.quantiles import quantile_interval  # scipy: not for the timing process, which takes `drift` from here
-
     ordered = sorted(samples_ms)
     if not ordered:
         raise ValueError("no samples")
     if not all(math.isfinite(sample) and sample >= 0 for sample in ordered):
         raise ValueError("a latency is finite and not negative")
     median = statistics.median(ordered)
-    interval = quantile_interval(samples_ms, 0.5, confidence=confidence, rounds=rounds)
+    low, high = ordered[0], ordered[-1]
+    if low < high:  # an emulator repeats itself
+        # SciPy takes a quarter of a second to import, and the timing process, which takes `drift` from here, has none.
+        from targets.quantiles import quantile_interval
+
+        interval = quantile_interval(samples_ms, 0.5, confidence=confidence, rounds=rounds)
+        low, high = max(interval.low, low), min(interval.high, high)
     return Summary(
         n=len(ordered),
         median_ms=median,
         p90_ms=ordered[math.ceil(0.9 * len(ordered)) - 1],
         mad_ms=statistics.median(abs(sample - median) for sample in ordered),
-        low_ms=max(interval.low, ordered[0]),
-        high_ms=min(interval.high, ordered[-1]),
+        low_ms=low,
+        high_ms=high,
     )
 
 

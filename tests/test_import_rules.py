@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,18 @@ def test_help_imports_no_torch() -> None:
     run_python(
         "import sys\nfrom click.testing import CliRunner\nfrom pipeline.cli.main import cli\n"
         "assert CliRunner().invoke(cli, ['--help']).exit_code == 0\nassert 'torch' not in sys.modules"
+    )
+
+
+def test_reading_an_array_imports_no_torch(tmp_path: Path) -> None:
+    """`planish measure` of an artifact that was measured before takes less than importing it does."""
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 3, 4, 4), np.uint8))
+    run_python(
+        "import sys\nfrom calibration.dataset import open_samples\n"
+        f"assert next(open_samples({str(tmp_path / 'x.npz')!r}).arrays(2))[0].shape == (2, 3, 4, 4)\n"
+        "import targets.measure, pipeline.cli.measure\nfrom targets.statistics import summarize\n"
+        "assert summarize([1.0] * 9).high_ms == 1.0\n"
+        "assert not {'torch', 'scipy'} & set(sys.modules)"
     )
 
 

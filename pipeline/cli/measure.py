@@ -19,7 +19,7 @@ from targets.errors import UsageError
 from targets.profile import Profile
 
 if TYPE_CHECKING:
-    from calibration.dataset import Samples  # imports torch
+    from calibration.dataset import Samples
 
 
 @click.command("measure")
@@ -176,7 +176,7 @@ def _write_sample(
             fix="give a file that `planish export` or `planish fit` wrote",
         ) from error
     shape = inputs[0][1]
-    sample = next(_samples(data, shape, mean, std).take(1).batches(1))[0].numpy()
+    sample = next(_samples(data, shape, mean, std).take(1).arrays(1))[0]
     last = sample.ndim == 4 and shape != sample.shape and shape == tuple(sample.shape[i] for i in (0, 2, 3, 1))
     np.savez(into, x=np.ascontiguousarray(sample.transpose(0, 2, 3, 1)) if last else sample)
     return shape

@@ -148,6 +148,18 @@ def test_everything_a_callable_may_return(tmp_path, returned: str):
     assert y.tolist() == list(range(6))
 
 
+@pytest.mark.parametrize("tensor", ["x.bfloat16()", "x.half()", "x.double()", "x.clone().requires_grad_()"])
+def test_tensors_of_any_floating_type_become_float32(tmp_path, tensor: str):
+    body = "import torch\ndef samples():\n    x = torch.arange(24.).view(6, 1, 2, 2) / 8\n"
+    whole, single = (
+        script(tmp_path, f"{body}    return {tensor}"),
+        script(tmp_path, f"{body}    return list({tensor})", "b.py"),
+    )
+    for source in (whole, single):
+        x, _ = everything(open_samples(source))
+        assert x.dtype == torch.float32 and torch.equal(x, torch.arange(24.0).view(6, 1, 2, 2) / 8)
+
+
 @pytest.mark.parametrize(
     "returned",
     ["torch.ones(6, 2)", "list(torch.ones(6, 2))", "iter(torch.ones(6, 2))", "{'x': torch.ones(6, 2).numpy()}"],
@@ -379,3 +391,12 @@ def test_fingerprint_is_of_content_and_order(tmp_path):
         open_samples(npz(tmp_path, x=X.reshape(10, 48), y=Y)),
     ]
     assert len({samples.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+def test_arrays_are_what_the_tensors_hold(tmp_path):
+    samples = open_samples(npz(tmp_path, x=X, y=Y), mean=[0.5], std=[0.1, 0.2, 0.3])
+    pairs = list(zip(samples.arrays(4), samples.batches(4), strict=True))
+    assert len(pairs) == 3
+    for (x, y), (tensor, labels) in pairs:
+        assert (x.dtype, y.dtype) == (np.float32, np.int64)
+        assert np.array_equal(x, tensor.numpy()) and np.array_equal(y, labels.numpy())
