@@ -1,10 +1,11 @@
 # make demo   flatten the Fashion-MNIST example until its artifact takes 60 % of its time on an emulated Pixel 4
-# make test   run every test
+# make test   run every test; JOBS=1 one after the other
 # Both set up all they need first: a virtual environment in .venv, the packages, the ARM64 emulator in the user's cache.
 
 VENV := .venv
 PLANISH := $(VENV)/bin/planish
 RUN := runs/fashion
+JOBS := 2
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: demo test setup system clean
@@ -15,7 +16,7 @@ demo: setup
 	    --test examples/fashion/test.npz --target pixel-4-cpu --latency 60% --max-drop 1pt --linearize 2 -o $(RUN); fi
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 setup: $(VENV)/.installed
 	@$(PLANISH) targets setup pixel-4-cpu

@@ -35,9 +35,10 @@ def own_cache(folder: Path) -> str:
 
 
 SESSION = tempfile.TemporaryDirectory(prefix="planish-tests-")
-LEARNED = Path(SESSION.name) / "learned"
-for kind in ("costs", "executorch"):  # operators' times by the clock, ExecuTorch's runner as built
-    (LEARNED / kind).mkdir(parents=True)
+# Operators' times by the clock and ExecuTorch's runner as built: one place for all of xdist's workers, who inherit it.
+LEARNED = Path(os.environ.setdefault("PLANISH_TESTS_LEARNED", f"{SESSION.name}/learned"))
+for kind in ("costs", "executorch"):
+    (LEARNED / kind).mkdir(parents=True, exist_ok=True)
 # Here and not in a fixture: modules copy the environment for their subprocesses when they are imported.
 os.environ["PLANISH_CACHE"] = own_cache(Path(tempfile.mkdtemp(dir=SESSION.name)))
 
