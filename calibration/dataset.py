@@ -193,8 +193,9 @@ class Samples:
                 fix="label all samples, or none",
                 code="DATA_LABELS",
             )
-        x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
-        return (x if self._normalization is None else self._normalization(x)), y
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite, `validate` refuses by the sample's name
+            x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+            return (x if self._normalization is None else self._normalization(x)), y
 
     def _not_finite(self, position: int) -> UsageError:
         return UsageError(

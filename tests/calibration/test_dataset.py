@@ -109,6 +109,13 @@ def test_values_that_are_not_finite_name_the_sample(tmp_path, bad: float):
     assert "sample 71 " in refused("DATA_NAN", npz(tmp_path, x=x), validate=True).where
 
 
+def test_a_value_beyond_float32_is_refused_without_a_warning(tmp_path, recwarn):
+    x = np.zeros((100, 2))
+    x[71, 1] = 1e300
+    assert "sample 71 " in refused("DATA_NAN", npz(tmp_path, x=x), validate=True, mean=[0.5]).where
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(("label", "classes"), [(5, 5), (-1, 5), (-1, None)])
 def test_labels_out_of_range_name_the_sample(tmp_path, label: int, classes: int | None):
     y = Y.copy()
