@@ -42,8 +42,8 @@ def test_a_shipped_table_states_its_error_and_its_source(key):
     table = TABLES[key]
     assert (table.profile, table.format) == key
     assert 0 < table.error.median <= table.error.p90, "of operators the fit has not seen"
-    # 20 % is the aim. ONNX on the Pixel 4 misses it by one or two points: operators of a few microseconds, whose weights
-    # come from a cache or from memory as their neighbours in the chain will have it.
+    # 20 % is the aim. ONNX on the Pixel 4 misses it: of a 1x1 convolution on one pixel MLAS reads four rows of weights
+    # side by side, and from 214 channels in, the later rows lie past the prefetcher's reach. No term knows of that.
     assert table.error.median <= 0.05 and table.error.p90 <= (0.22 if key == ("pixel-4-cpu", "onnx") else 0.20)
     assert f"planish targets cost {table.profile}" in table.source
     assert 0 < table.invoke_ms < 0.02
