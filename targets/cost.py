@@ -17,7 +17,7 @@ from typing import Any
 
 from targets import cost_model
 from targets.cache import cache_root, write_atomic
-from targets.cost_model import ClassModel
+from targets.cost_model import ClassModel, Memory
 from targets.errors import MissingEnvironmentError, UsageError
 from targets.operator import Operator
 from targets.probes import design, timing
@@ -31,7 +31,8 @@ FORMATS = ("tflite", "onnx")
 SAME_KERNELS = {"pte": "tflite", "ort": "onnx"}  # XNNPACK and MLAS again
 ALIKE = "scale"  # the class that prices an operator which the runtime fused wherever it was met
 COMMITTED = PROFILES / "costs"
-MODEL = 5  # of costs, in the tables' files; raise it with any change of `cost_model`'s terms or fit
+MODEL = 6  # of costs, in the tables' files; raise it with any change of `cost_model`'s terms or fit
+LINE = 64  # bytes, of every core's caches
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class CostTable:
     invoke_ms: float  # one call of the runtime, without operators
     error: RelativeError
     classes: dict[str, ClassModel]
-    caches: cost_model.Caches
+    memory: Memory
     _known: dict[Operator, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -91,7 +92,7 @@ class CostTable:
             record["invoke_ms"],
             RelativeError(**record["error"]),
             {name: cost_model.from_json(model) for name, model in record["classes"].items()},
-            tuple(record["caches"]),
+            Memory(tuple(record["caches"]), record["reach"]),
         )
 
     def milliseconds(self, op: Operator) -> float:
@@ -100,7 +101,7 @@ class CostTable:
         if known is None:
             name = cost_model.classify(op, self.format)
             model = self.classes.get(name) or self.classes[ALIKE]
-            known = self._known[op] = model.milliseconds(name if name in self.classes else ALIKE, op, self.caches)
+            known = self._known[op] = model.milliseconds(name if name in self.classes else ALIKE, op, self.memory)
         return known
 
 
@@ -153,19 +154,19 @@ def _build(profile: Profile, format: str, progress: Callable[[str], None]) -> Co
     progress(f"operators of {profile.name}, {format}")
     beside = timing.overheads(profile, format, progress)
     learned, unseen = _times(profile, format, beside, progress)
-    caches = _caches(profile)
+    memory = _memory(profile)
     by_class: dict[str, list[tuple[Operator, float]]] = {}
     for operator, ms in learned:
         by_class.setdefault(cost_model.classify(operator, format), []).append((operator, ms))
     progress(f"fitting {len(by_class)} classes of operators")
     bandwidth = profile.dram.bandwidth_gb_s if profile.dram else None
-    classes = {name: cost_model.fit(name, timed, caches, bandwidth) for name, timed in sorted(by_class.items())}
+    classes = {name: cost_model.fit(name, timed, memory, bandwidth) for name, timed in sorted(by_class.items())}
     what = f"{len(learned)} operators in random chains" if profile.kind == "emulator" else f"{len(learned)} operators"
     source = (
         f"{what} on {profile.title}, {beside.runtime}; error on {len(unseen)} others; "
         f"rebuild with `planish targets cost {profile.name} --format {format}`"
     )
-    table = CostTable(profile.name, format, source, beside.invoke_ms, RelativeError(0.0, 0.0), classes, caches)
+    table = CostTable(profile.name, format, source, beside.invoke_ms, RelativeError(0.0, 0.0), classes, memory)
     table = replace(table, error=error_on(table, unseen))
     record: dict[str, Any] = {
         "model": MODEL,
@@ -176,7 +177,8 @@ def _build(profile: Profile, format: str, progress: Callable[[str], None]) -> Co
         "state": beside.state,
         "invoke_ms": beside.invoke_ms,
         "error": vars(table.error),
-        "caches": list(caches),
+        "caches": list(memory.caches),
+        "reach": memory.reach,
         "classes": {name: cost_model.to_json(model) for name, model in classes.items()},
     }
     write_atomic(table_path(profile, format), json.dumps(record, indent=1) + "\n")
@@ -212,10 +214,11 @@ def _times(
     return seen, fresh[: design.UNSEEN]
 
 
-def _caches(profile: Profile) -> cost_model.Caches:
-    """Bytes of each level; the host's are not known, and its fit is without them."""
+def _memory(profile: Profile) -> Memory:
+    """Of the host nothing is known, and its fit is without the terms that need it."""
     levels = (profile.l1d, profile.l2, profile.l3)
-    return tuple(1024.0 * level.kib for level in levels if level is not None)
+    caches = tuple(1024.0 * level.kib for level in levels if level is not None)
+    return Memory(caches, float(LINE * profile.core.prefetch.lines) if profile.core else None)
 
 
 def _cpu_name() -> str:

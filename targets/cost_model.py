@@ -7,6 +7,9 @@ multiplications, is what makes one width cheap and the next one dear, so the til
 Memory adds terms: weights come once from afar; beyond the first cache every row of tiles fetches them again; and of
 activations what a cache cannot hold comes from behind it. Few operators overflow the largest caches, so a byte past a
 cache is held to cost no more than memory takes to move it: what is not learned may not run away.
+
+Where a kernel reads several rows of weights side by side, the later ones are cold if they lie past what the prefetcher
+has fetched ahead of the first.
 """
 
 from __future__ import annotations
@@ -21,10 +24,18 @@ from targets.operator import UNARY, Operator
 ROWS, COLUMNS, DEPTH = (1, 2, 4, 6, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4)
 WIDE, NARROW = 8, 2  # output channels of XNNPACK's two float kernels on ARM64
 FLOAT = 4  # bytes
+SIDE_BY_SIDE = 4  # rows of weights in MLAS's product of a matrix and a vector
 ROUNDS, SMALL_ERROR = 5, 0.02  # of reweighting; relative errors below which all count alike
 Tile = tuple[int, int, int]
-Caches = tuple[float, ...]  # bytes of each level, the first first
 STREAMED = (*UNARY, "add", "mul", "scale", "transpose", "transpose_copy", "transpose_words", "concat", "resize")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an operator's cost depends on besides the operator."""
+
+    caches: tuple[float, ...]  # bytes of each level, the first first
+    reach: float | None  # bytes that the prefetcher runs ahead of a stream; None: unknown
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,8 @@ class ClassModel:
     weights_ms: tuple[float, ...]
     configurations: int  # fitted
 
-    def milliseconds(self, name: str, operator: Operator, caches: Caches) -> float:
-        return _dot(self.weights_ms, terms(name, operator, self.tile, caches))
+    def milliseconds(self, name: str, operator: Operator, memory: Memory) -> float:
+        return _dot(self.weights_ms, terms(name, operator, self.tile, memory))
 
 
 def classify(operator: Operator, format: str) -> str:
@@ -47,6 +58,7 @@ def classify(operator: Operator, format: str) -> str:
     convolution-nhwc.c, make "narrow" classes of their own: 70 output channels are slower than 72. Its depthwise kernels
     go up to 25 taps; larger ones run as a convolution of as many groups.
     MLAS (ONNX Runtime) lays out patches as a matrix, row by row when the stride is 1 and pixel by pixel when it is not.
+    On one pixel it multiplies a matrix that lies row by row and a vector, several rows at a time.
     """
     kind = operator.kind
     if kind not in ("conv", "linear"):
@@ -63,7 +75,7 @@ def classify(operator: Operator, format: str) -> str:
     channels = operator.out_channels // operator.groups
     if operator.groups == 1 and operator.kernel == operator.stride == (1, 1):
         if operator.pixels == 1:
-            name = "vector" if kind == "linear" else "pixel"
+            name = "vector" if kind == "linear" else "pixel_rows" if format == "onnx" else "pixel"
         else:
             name = "matrix" if kind == "linear" else "pointwise"
         wasted, wasted_narrow = -channels % WIDE, -channels % NARROW
@@ -77,9 +89,10 @@ def channels_of_a_head(operator: Operator) -> int:
     return operator.out_channels // operator.groups
 
 
-def terms(name: str, operator: Operator, tile: Tile, caches: Caches) -> tuple[float, ...]:
+def terms(name: str, operator: Operator, tile: Tile, memory: Memory) -> tuple[float, ...]:
     """The terms of class `name`, none of which falls when a size or a number of channels grows."""
     rows, columns, depth = tile
+    caches = memory.caches
     pixels, channels = operator.out_size[0] * operator.out_size[1], operator.out_channels
     inputs = operator.in_size[0] * operator.in_size[1] * operator.in_channels
     outputs = pixels * channels
@@ -112,7 +125,8 @@ def terms(name: str, operator: Operator, tile: Tile, caches: Caches) -> tuple[fl
     weights = taps * each * channels
     size = FLOAT * weights / groups
     patches = taps * operator.in_channels
-    # The third and fourth line: what a runtime copies that lays out patches as a matrix, by element and image line.
+    cold = (cold_rows(operator, memory),) if name == "pixel_rows" else ()
+    # After the blocks and bands: what a runtime copies that lays out patches as a matrix, by element and image line.
     return (
         blocks * taps * steps,
         blocks * taps,
@@ -125,13 +139,28 @@ def terms(name: str, operator: Operator, tile: Tile, caches: Caches) -> tuple[fl
         inputs,
         1,
         weights,
+        *cold,
         *(groups * bands * max(0.0, size - cache) for cache in caches),
         *spills,
     )
 
 
-def overflows(name: str, caches: Caches) -> int:
+def cold_rows(operator: Operator, memory: Memory) -> int:
+    """Rows of weights that no prefetch has reached when the product of matrix and vector comes to them.
+
+    From one group of rows to the next the stream of the last row goes on into the first; the row after it lies a row
+    further, and so on. The prefetcher has fetched those that begin within its reach.
+    """
+    if memory.reach is None:
+        return 0
+    row = FLOAT * operator.in_channels
+    cold = sum(further * row > memory.reach for further in range(1, SIDE_BY_SIDE))
+    return -(-operator.out_channels // SIDE_BY_SIDE) * cold
+
+
+def overflows(name: str, memory: Memory) -> int:
     """How many of the class's terms, the last ones, count bytes past a cache."""
+    caches = memory.caches
     if name in STREAMED:
         return len(caches)
     if name == "matmul":
@@ -144,7 +173,7 @@ def overflows(name: str, caches: Caches) -> int:
 
 
 def fit(
-    name: str, timed: Sequence[tuple[Operator, float]], caches: Caches, bandwidth_gb_s: float | None = None
+    name: str, timed: Sequence[tuple[Operator, float]], memory: Memory, bandwidth_gb_s: float | None = None
 ) -> ClassModel:
     """Fit class `name` to (operator, milliseconds) pairs by the least absolute relative error; no weight is negative.
 
@@ -163,7 +192,7 @@ def fit(
         tilings = [(rows, columns, 1) for rows in range(1, 9) for columns in (*COLUMNS, 32, 64)]
     else:
         tilings = list(itertools.product(ROWS, COLUMNS, DEPTH))
-    fits = (_least_error(name, timed, tile, caches, dearest) for tile in tilings)
+    fits = (_least_error(name, timed, tile, memory, dearest) for tile in tilings)
     _, tile, weights = min(fits, key=lambda found: found[0])
     return ClassModel(tile, weights, len(timed))
 
@@ -173,19 +202,19 @@ def _dot(weights: Sequence[float], values: Sequence[float]) -> float:
 
 
 def _least_error(
-    name: str, timed: Sequence[tuple[Operator, float]], tile: Tile, caches: Caches, dearest: float | None
+    name: str, timed: Sequence[tuple[Operator, float]], tile: Tile, memory: Memory, dearest: float | None
 ) -> tuple[float, Tile, tuple[float, ...]]:
     """(residual, tile, weights) of one tile."""
     import numpy
     from scipy.optimize import lsq_linear, nnls
 
-    matrix = numpy.array([terms(name, operator, tile, caches) for operator, _ in timed], dtype=float)
+    matrix = numpy.array([terms(name, operator, tile, memory) for operator, _ in timed], dtype=float)
     matrix /= numpy.array([ms for _, ms in timed])[:, None]
     scale = matrix.max(axis=0)
     scale[scale == 0] = 1.0  # a cache that nothing overflows
     matrix /= scale
     most = numpy.full(len(scale), numpy.inf)
-    if dearest is not None and (bytes_ := overflows(name, caches)):
+    if dearest is not None and (bytes_ := overflows(name, memory)):
         most[-bytes_:] = dearest * scale[-bytes_:]
     emphasis = numpy.ones(len(timed))
     for _ in range(ROUNDS):  # least squares, reweighted towards the least absolute error

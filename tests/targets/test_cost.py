@@ -42,9 +42,7 @@ def test_a_shipped_table_states_its_error_and_its_source(key):
     table = TABLES[key]
     assert (table.profile, table.format) == key
     assert 0 < table.error.median <= table.error.p90, "of operators the fit has not seen"
-    # 20 % is the aim. ONNX on the Pixel 4 misses it: of a 1x1 convolution on one pixel MLAS reads four rows of weights
-    # side by side, and from 214 channels in, the later rows lie past the prefetcher's reach. No term knows of that.
-    assert table.error.median <= 0.05 and table.error.p90 <= (0.22 if key == ("pixel-4-cpu", "onnx") else 0.20)
+    assert table.error.median <= 0.05 and table.error.p90 <= 0.20
     assert f"planish targets cost {table.profile}" in table.source
     assert 0 < table.invoke_ms < 0.02
     assert all(weight >= 0 for model in table.classes.values() for weight in model.weights_ms)
@@ -93,6 +91,16 @@ def test_a_few_channels_beside_a_tile_cost_more_than_filling_it():
     for table in (table for (_, format), table in TABLES.items() if format == "tflite"):
         ragged, full = (table.milliseconds(convolution(64, outputs, 1, 1, 28)) for outputs in (70, 72))
         assert ragged > 1.2 * full
+
+
+def test_rows_of_weights_past_the_prefetchers_reach_are_cold():
+    """Of four rows read side by side the second is cold when a row is longer than the reach, the third when two are."""
+    memory = cost_model.Memory((), 40 * 64.0)
+    cold = {inputs: cost_model.cold_rows(convolution(inputs, 6, 1, 1, 1), memory) for inputs in (213, 214, 321, 641)}
+    assert cold == {213: 0, 214: 2, 321: 4, 641: 6}, "two groups of four rows"
+    assert cost_model.cold_rows(convolution(641, 6, 1, 1, 1), replace(memory, reach=None)) == 0
+    near, far = (TABLES["pixel-4-cpu", "onnx"].milliseconds(convolution(inputs, 256, 1, 1, 1)) for inputs in (213, 214))
+    assert far > 1.1 * near, "the A76 runs 40 lines ahead"
 
 
 @pytest.mark.parametrize("key", sorted(TABLES))
