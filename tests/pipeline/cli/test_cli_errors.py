@@ -13,18 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import (
-    COMMAND,
-    ENVIRONMENT,
-    PATIENCE_S,
-    events_of,
-    exporting,
-    finished,
-    planish,
-    started,
-    structured,
-    wait_for,
-)
+from commands import COMMAND, ENVIRONMENT, events_of, exporting, finished, planish, started, structured, wait_for
 from tiny import SHAPE, tiny
 
 from pipeline.store.run_directory import RunDirectory
@@ -292,7 +281,7 @@ def test_an_interrupt_prints_the_command_that_resumes(in_user_folder: Path, tmp_
     process = started(*fit_words(run))
     wait_for(process, lambda: exporting(run))
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "") and "Traceback" not in stderr
     assert f"planish fit --resume '{run}'" in stderr.splitlines()[-1]
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from commands import MODEL, PATIENCE_S, events_of, exporting, finished, planish, stages_of, started, wait_for
+from commands import MODEL, events_of, exporting, finished, planish, stages_of, started, wait_for
 
 from reports.events import LOG
 from reports.records import read_run
@@ -106,7 +106,7 @@ def test_130_an_interrupt_says_how_to_go_on(in_user_folder: Path, tmp_path: Path
     process = started("fit", *MODEL, *HERE, "--size", "1MB", "-o", run)
     wait_for(process, lambda: exporting(run))
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "") and "Traceback" not in stderr
     command = stderr.splitlines()[-1].partition("go on with: ")[2]
     program, *words = shlex.split(command)
