@@ -24,7 +24,7 @@ from targets.operator import UNARY, Operator
 ROWS, COLUMNS, DEPTH = (1, 2, 4, 6, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4)
 WIDE, NARROW = 8, 2  # output channels of XNNPACK's two float kernels on ARM64
 FLOAT = 4  # bytes
-SIDE_BY_SIDE = 4  # rows of weights in MLAS's product of a matrix and a vector
+SIDE_BY_SIDE = 4  # rows of weights; a tile of MLAS's matrix kernel on ARM64 (SgemmKernelNeon.S) is as high
 ROUNDS, SMALL_ERROR = 5, 0.02  # of reweighting; relative errors below which all count alike
 Tile = tuple[int, int, int]
 STREAMED = (*UNARY, "add", "mul", "scale", "transpose", "transpose_copy", "transpose_words", "concat", "resize")
@@ -58,7 +58,7 @@ def classify(operator: Operator, format: str) -> str:
     convolution-nhwc.c, make "narrow" classes of their own: 70 output channels are slower than 72. Its depthwise kernels
     go up to 25 taps; larger ones run as a convolution of as many groups.
     MLAS (ONNX Runtime) lays out patches as a matrix, row by row when the stride is 1 and pixel by pixel when it is not.
-    On one pixel it multiplies a matrix that lies row by row and a vector, several rows at a time.
+    Of a 1x1 convolution on one pixel it reads the weights where they lie, several rows side by side.
     """
     kind = operator.kind
     if kind not in ("conv", "linear"):
